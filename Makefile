@@ -1,0 +1,42 @@
+# Every target works on a fresh clone with Python 3.11 and a package registry; nothing else has to be installed by hand.
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv
+UV_VERSION := 0.13.8
+
+.PHONY: setup test demo report lint lock
+.DEFAULT_GOAL := test
+
+setup: $(VENV)/.ready .weights/alexnet.ckpt
+
+$(VENV)/.ready: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo "The lock is for Python 3.11: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(UV) pip sync --require-hashes requirements.txt
+	$(UV) pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+.weights/alexnet.ckpt: $(VENV)/.ready src/topi/evaluation/lpips_weights.txt
+	$(BIN)/python -c "from topi.evaluation.lpips_weights import fetch; fetch()"
+	touch $@
+
+test: setup
+	$(BIN)/python -m pytest
+
+demo: setup
+	$(BIN)/python run.py -m method=topi,toma tau=0.8,0.85,0.9
+	$(BIN)/topi report
+
+report: setup
+	$(BIN)/topi report
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lock: $(VENV)/.ready
+	$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-emit-find-links --no-header --no-annotate requirements.in -o requirements.txt

@@ -1,0 +1,30 @@
+"""Token pruning for in-context generation in diffusion transformers."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from topi.methods.checker import Checkerboard
+    from topi.methods.full import Full
+    from topi.methods.random_tokens import RandomTokens
+    from topi.methods.toma import ToMA
+    from topi.methods.tomesd import ToMeSD
+    from topi.methods.topi import ToPi
+
+_HOMES = {
+    "Checkerboard": "checker",
+    "Full": "full",
+    "RandomTokens": "random_tokens",
+    "ToMA": "toma",
+    "ToMeSD": "tomesd",
+    "ToPi": "topi",
+}
+__all__ = ["Checkerboard", "Full", "RandomTokens", "ToMA", "ToMeSD", "ToPi"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a method when it is asked for: `import topi` alone loads neither torch nor
+    diffusers."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"topi.methods.{_HOMES[name]}"), name)

@@ -1,0 +1,114 @@
+"""Statistics of how target tokens attend to reference tokens, without ever holding an attention
+map.
+
+The softmax runs over all keys the model itself uses, text + target + reference. Over the reference
+keys alone every row would sum to one, and Eq. 4 could not tell one layer from another.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from topi.models.adapter import Layout
+
+CHUNK = 128  # target queries at a time
+PIECE = {"cpu": 2**20}  # map entries that exist at once: 4 MiB, what a core's cache likes ...
+PIECE_ON_DEVICE = 2**23  # ... and 32 MiB to keep an accelerator busy
+
+
+@torch.no_grad()
+def reference_sums(
+    query: Tensor,
+    key: Tensor,
+    layout: Layout,
+    mask: Tensor | None,
+    reduce: Callable[[Tensor, slice], Tensor],
+) -> Tensor:
+    """Sum over all target tokens of something made of their attention weights, piece by piece.
+
+    Args:
+        query, key: [B, S, H, D] after norm and RoPE.
+        layout: of the S tokens.
+        mask: as the attention got it, boolean (True attends) or additive, broadcastable to
+            [B, H, S, S].
+        reduce: from the fp32 softmax weights [B, h, r, S] of some target tokens over all keys, and
+            which heads these are, to what they contribute: [B, h, |C|].
+
+    Returns:
+        [B, H, |C|].
+    """
+    batch, length, n_heads, _ = query.shape
+    sums = query.new_zeros(batch, n_heads, layout.n_reference, dtype=torch.float32)
+    budget = PIECE.get(query.device.type, PIECE_ON_DEVICE)
+    step = max(1, budget // (batch * CHUNK * length))
+    for head in range(0, n_heads, step):
+        heads = slice(head, min(head + step, n_heads))
+        keys = key[:, :, heads].permute(0, 2, 3, 1).float()
+        for row in range(layout.targets.start, layout.targets.stop, CHUNK):
+            rows = slice(row, min(row + CHUNK, layout.targets.stop))
+            queries = query[:, rows, heads].transpose(1, 2).float()
+            part = None if mask is None else _mask_piece(mask, heads, rows)
+            sums[:, heads] += reduce(_weights(queries, keys, part), heads)
+    return sums
+
+
+def _weights(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+    """exp(q k / sqrt d - log-sum-exp): [B, h, r, D] and [B, h, D, S] to [B, h, r, S]."""
+    logits = (queries * queries.shape[-1] ** -0.5) @ keys
+    if mask is not None:
+        boolean = mask.dtype == torch.bool
+        logits = logits.masked_fill_(~mask, -torch.inf) if boolean else logits.add_(mask)
+    return logits.softmax(-1)
+
+
+def _mask_piece(mask: Tensor, heads: slice, rows: slice) -> Tensor:
+    """The part of an attention mask that belongs to some heads and query rows."""
+    mask = mask[(None,) * (4 - mask.ndim)]
+    if mask.shape[1] > 1:
+        mask = mask[:, heads]
+    return mask[:, :, rows] if mask.shape[2] > 1 else mask
+
+
+def reference_attention(
+    query: Tensor, key: Tensor, layout: Layout, mask: Tensor | None = None
+) -> Tensor:
+    """The attention a reference token receives from all target tokens, sum_i A_ij: [B, H, |C|]."""
+
+    def received(weights: Tensor, heads: slice) -> Tensor:
+        return weights[..., layout.references].sum(2)
+
+    return reference_sums(query, key, layout, mask, received)
+
+
+def output_change(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, mask: Tensor | None = None
+) -> Tensor:
+    """How far all target outputs move if one reference key alone is left out: [B, H, |C|].
+
+    Leaving out key j rescales the other weights, so y_i moves by exactly
+    A_ij / (1 - A_ij) * ||v_j - y_i||.
+    """
+
+    def change(weights: Tensor, heads: slice) -> Tensor:
+        values = value[:, :, heads].transpose(1, 2).float()
+        outputs = weights @ values
+        references = values[:, :, layout.references]
+        distance = (outputs @ references.transpose(-1, -2)).mul_(-2)
+        distance += outputs.square().sum(-1, keepdim=True)
+        distance += references.square().sum(-1).unsqueeze(-2)
+        weights = weights[..., layout.references]
+        odds = weights / (1 - weights).clamp_min_(torch.finfo(torch.float32).eps)
+        return odds.mul_(distance.clamp_min_(0).sqrt_()).sum(2)
+
+    return reference_sums(query, key, layout, mask, change)
+
+
+def context_sensitivity(attention: Tensor, layout: Layout) -> Tensor:
+    """Eq. 4, as a mean over heads and target tokens: the share of attention on the references, [B]
+    in [0, 1].
+
+    Args:
+        attention: [B, H, |C|] from `reference_attention`.
+    """
+    return attention.sum(-1).mean(1) / layout.n_target

@@ -1,0 +1,224 @@
+"""The hooks that take hold of a transformer, on diffusers' own registry."""
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import BaseState, StateManager
+from torch import Tensor, nn
+
+from topi.errors import ToPiError
+from topi.models.adapter import MergePoints
+from topi.models.rebind import rebind
+
+if TYPE_CHECKING:
+    from topi.engine.session import Session
+
+HOOK = "topi"
+
+
+def hooked(module: nn.Module) -> bool:
+    """Does the module carry one of our hooks?"""
+    registry = getattr(module, "_diffusers_hook", None)
+    return registry is not None and registry.get_hook(HOOK) is not None
+
+
+def add_hook(module: nn.Module, hook: ModelHook) -> Callable[[], None]:
+    """Register `hook`; the returned function removes it and leaves `module` exactly as it was.
+
+    `HookRegistry.remove_hook` alone leaves a bound `forward` and the registry in the module's
+    `__dict__`, with which a later deepcopy would run the old module's weights. accelerate's
+    offloading keeps the forward it wraps in `_old_forward` and unwraps to it after every pipeline
+    call; the hook goes there to survive that.
+    """
+    slots = vars(module)
+    had_registry, had_forward = "_diffusers_hook" in slots, "forward" in slots
+    offloaded = "_old_forward" in slots
+    registry = HookRegistry.check_if_exists_or_initialize(module)
+
+    def inside_offload(action: Callable[[], None]) -> None:
+        if offloaded:
+            outer, module.forward = module.forward, module._old_forward
+        action()
+        if offloaded:
+            module._old_forward, module.forward = module.forward, outer
+
+    inside_offload(lambda: registry.register_hook(hook, HOOK))
+
+    def remove() -> None:
+        inside_offload(lambda: registry.remove_hook(HOOK, recurse=False))
+        if not registry.hooks:
+            if not had_registry:
+                slots.pop("_diffusers_hook", None)
+            if not had_forward:
+                slots.pop("forward", None)
+
+    return remove
+
+
+def keywords(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of `module.forward` by name."""
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+class RootHook(ModelHook):
+    """On the transformer: opens and closes each call; diffusers resets it when a pipeline call
+    ends."""
+
+    _is_stateful = True
+
+    def __init__(self, session: "Session") -> None:
+        super().__init__()
+        self.session = session
+        self.state_manager = StateManager(BaseState)  # where `cache_context` leaves the branch name
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Run the transformer inside `Session.transformer_call`."""
+        kwargs = keywords(module, args, kwargs)
+        with self.session.transformer_call(kwargs, self._branch()):
+            return self.fn_ref.original_forward(**kwargs)
+
+    def _branch(self) -> str | None:
+        try:
+            return self.state_manager.context.name
+        except ValueError:  # the pipeline names no branches
+            return None
+
+    def reset_state(self, module: nn.Module) -> nn.Module:
+        """Forget the pipeline call."""
+        self.session.reset()
+        self.state_manager.reset()
+        return module
+
+
+class BlockHook(ModelHook):
+    """On every block: says which layer runs, and from `front_layers` on hands it the kept tokens
+    (Eq. 12)."""
+
+    def __init__(self, session: "Session", layer: int) -> None:
+        super().__init__()
+        self.session, self.layer = session, layer
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
+        """Gather states, rotary rows and whatever else comes per token."""
+        session = self.session
+        session.layer = self.layer
+        if session.rows is None or self.layer < session.call.record.front_layers:
+            return args, kwargs
+        kwargs = keywords(module, args, kwargs)
+        if self.layer == session.call.record.front_layers:
+            kwargs["hidden_states"] = kwargs["hidden_states"][:, session.rows]
+        kwargs["image_rotary_emb"] = session.kept_rope(kwargs["image_rotary_emb"])
+        return (), session.adapter.gather_extras(kwargs, session.rows)
+
+
+class MergeAttentionHook(ModelHook):
+    """On a block's attention: runs it on merged image tokens."""
+
+    def __init__(self, session: "Session", points: MergePoints) -> None:
+        super().__init__()
+        self.session, self.points = session, points
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Run the attention on the merged image tokens."""
+        session, forward = self.session, self.fn_ref.original_forward
+        if session.call is None:
+            return forward(*args, **kwargs)
+        kwargs = keywords(module, args, kwargs)
+        states, text = kwargs["hidden_states"], session.call.layout.n_text
+        joint = self.points.norm is not None  # text rows come first in `states`
+        merge = session.open_merge if joint else session.ask_merge(states)
+        if merge is None:
+            return forward(**kwargs)
+        rope = kwargs["image_rotary_emb"]
+        kwargs["image_rotary_emb"] = session.adapter.gather_rope(rope, merge.rows, text)
+        if merge.scope == "block":  # the norm before has merged, the projection behind will unmerge
+            return forward(**kwargs)
+        if joint:
+            kwargs["hidden_states"] = on_image_rows(merge.merge, states, text)
+            return on_image_rows(merge.unmerge, forward(**kwargs), text)
+        kwargs["hidden_states"] = merge.merge(states)
+        image, *rest = forward(**kwargs)
+        return merge.unmerge(image), *rest
+
+
+class MergeNormHook(ModelHook):
+    """On a single-stream block's norm: decides on merging, and merges if the whole block is to run
+    merged."""
+
+    def __init__(self, session: "Session") -> None:
+        super().__init__()
+        self.session = session
+
+    def post_forward(
+        self, module: nn.Module, output: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Ask for a merge; apply it here if it spans the block."""
+        session = self.session
+        if session.call is None:
+            return output
+        states, gate = output
+        text = session.call.layout.n_text
+        session.open_merge = merge = session.ask_merge(states[:, text:], block=True)
+        if merge is None or merge.scope == "attention":
+            return output
+        return on_image_rows(merge.merge, states, text), gate
+
+
+class MergeProjectionHook(ModelHook):
+    """On a single-stream block's output projection: unmerges before gate and residual."""
+
+    def __init__(self, session: "Session") -> None:
+        super().__init__()
+        self.session = session
+
+    def post_forward(self, module: nn.Module, output: Tensor) -> Tensor:
+        """Undo a merge that spans the block."""
+        merge, self.session.open_merge = self.session.open_merge, None
+        if merge is None or merge.scope == "attention":
+            return output
+        return on_image_rows(merge.unmerge, output, self.session.call.layout.n_text)
+
+
+def on_image_rows(operator: Callable[[Tensor], Tensor], states: Tensor, n_text: int) -> Tensor:
+    """Apply `operator` to the image rows of `[text | image]` states [B, S, D]."""
+    return torch.cat([states[:, :n_text], operator(states[:, n_text:])], dim=1)
+
+
+def tap_processor(
+    processor: Any, observe: Callable[..., None], classes: dict[type, type]
+) -> Callable[[], None]:
+    """Let `observe(query, key, value, mask)` see what an attention processor is about to attend to.
+
+    The processor's class becomes a subclass that runs the same code with `dispatch_attention_fn`
+    rebound; one subclass per processor class, kept in `classes`. The returned function undoes it.
+
+    Raises:
+        ToPiError: the processor does not attend through `dispatch_attention_fn`.
+    """
+    cls = type(processor)
+    if cls not in classes:
+        dispatch = getattr(cls.__call__, "__globals__", {}).get("dispatch_attention_fn")
+        if dispatch is None:
+            raise ToPiError(
+                f"The attention processor {cls.__name__} is not supported; "
+                "restore diffusers' default processor."
+            )
+
+        def tapped(
+            query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **rest: Any
+        ) -> Tensor:
+            observe(query, key, value, attn_mask)
+            return dispatch(query, key, value, attn_mask=attn_mask, **rest)
+
+        call = rebind(cls.__call__, dispatch_attention_fn=tapped)
+        classes[cls] = type(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__})
+    processor.__class__ = classes[cls]
+
+    def restore() -> None:
+        processor.__class__ = cls
+
+    return restore

@@ -1,0 +1,74 @@
+"""Which pipeline call, denoising step and CFG branch a transformer call belongs to."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+BRANCHES = ("cond", "uncond")
+
+
+@dataclass
+class StepTracker:
+    """Follows a denoising loop from inside its transformer.
+
+    A pipeline that names its branches (`cache_context`, as Qwen does) is believed. Others (Flux
+    Kontext) hand the same latents tensor to every branch of a step, so a call with the very tensor
+    of the previous call is the step's next branch. Timesteps fall within a pipeline call; one that
+    does not begins another.
+    """
+
+    step: int = -1
+    _first: float | None = None  # timestep of step 0
+    _timestep: float | None = None
+    _latents: Tensor | None = None  # held, so that its identity cannot be reused
+    _positions: Any = None
+    _signature: Any = None
+    _seen: list[str] = field(default_factory=list)  # branches of this step so far
+
+    def observe(
+        self, context: str | None, timestep: float, latents: Tensor, positions: Any, signature: Any
+    ) -> tuple[bool, int, str]:
+        """Place the next transformer call.
+
+        Args:
+            context: the branch name the pipeline set, or None.
+            timestep: of the first sample.
+            latents: the transformer's input tensor.
+            positions: the object with the image positions, made anew by each pipeline call.
+            signature: anything that stays equal within a pipeline call.
+
+        Returns:
+            (this call begins a new pipeline call, step, branch).
+        """
+        if context is None:
+            same_step = latents is self._latents and timestep == self._timestep
+        else:
+            same_step = context not in self._seen and timestep == self._timestep
+        same_step = same_step and signature == self._signature
+        begins = not same_step and self._begins(timestep, positions, signature)
+        if begins:
+            self.reset()
+            self._first = timestep
+        if not same_step:
+            self.step += 1
+            self._seen = []
+        branch = context or (
+            BRANCHES[len(self._seen)] if len(self._seen) < 2 else f"branch{len(self._seen)}"
+        )
+        self._seen.append(branch)
+        self._timestep, self._latents = timestep, latents
+        self._positions, self._signature = positions, signature
+        return begins, self.step, branch
+
+    def _begins(self, timestep: float, positions: Any, signature: Any) -> bool:
+        """Is a call that opens a step also the first of a pipeline call?"""
+        if self._timestep is None or signature != self._signature or timestep > self._timestep:
+            return True
+        # The previous pipeline call ended after its first step (an exception). Low precision can
+        # also round the first timesteps to one value; then the positions are still the same object.
+        return timestep == self._first and positions is not self._positions
+
+    def reset(self) -> None:
+        """Forget the pipeline call."""
+        self.__init__()

@@ -1,0 +1,127 @@
+"""FLOP-ideal speed-up: what a method's trace would save if time were proportional to FLOPs.
+
+A copy of the transformer without weights runs on the meta device, with the token counts that each
+call of the trace had, through the same hooks as the real one; PyTorch counts its matrix products.
+Not counted, as it is not the model's work: scoring and selection, and the matching, merging and
+unmerging of merge methods. Neither are the VAE and the text encoders. The ratio therefore bounds
+the measured speed-up of the transformer from above (up to differences in utilisation).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from topi.engine import Call, CallRecord, Merge, Session
+from topi.models import Adapter, adapter_for
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """FLOPs of all transformer calls of a run: as they were, and with full context."""
+
+    full: int
+    method: int
+
+    @property
+    def speedup(self) -> float:
+        """full / method; 1 for a run without any counted call, which a method leaves untouched."""
+        return self.full / self.method if self.method else 1.0
+
+
+class FlopCounter:
+    """Counts calls of one transformer; each distinct set of shapes is counted once.
+
+    Args:
+        transformer: any supported one; only its class and config are used.
+    """
+
+    def __init__(self, transformer: nn.Module) -> None:
+        with torch.device("meta"):
+            copy = type(transformer).from_config(transformer.config)
+        self._adapter = adapter_for(copy)
+        self._counted: dict[tuple, int] = {}
+
+    def run(self, trace: Iterable[CallRecord]) -> FlopCount:
+        """FLOPs of a whole run from its trace (`method.trace`)."""
+        full = method = 0
+        for record in trace:
+            full += self.call(replace(record, kept=None, merged={}))
+            method += self.call(record)
+        return FlopCount(full, method)
+
+    def call(self, record: CallRecord) -> int:
+        """FLOPs of one transformer call with the token counts of `record`."""
+        kept = None if record.kept is None else (len(record.kept), record.front_layers)
+        shapes = (record.layout, record.batch, kept, tuple(sorted(record.merged.items())))
+        if shapes not in self._counted:
+            self._counted[shapes] = self._count(record)
+        return self._counted[shapes]
+
+    def _count(self, record: CallRecord) -> int:
+        inputs = self._adapter.inputs(record.layout, record.batch, torch.device("meta"))
+        replay = Replay(self._adapter, record)
+        with replay.attached(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self._adapter.transformer(**inputs)
+        return counter.get_total_flops()
+
+
+class Replay(Session):
+    """A session that repeats the shapes of one recorded call; it reads no tensor."""
+
+    def __init__(self, adapter: Adapter, record: CallRecord) -> None:
+        super().__init__(adapter, ShapesOf(record))
+        self._record = record
+
+    @contextmanager
+    def transformer_call(self, kwargs: Mapping[str, Any], context: str | None) -> Iterator[None]:
+        """Every call is the recorded one."""
+        record, device = self._record, kwargs["hidden_states"].device
+        layout = record.layout
+        self.call = Call(record.step, record.branch, layout, record.batch, device, record)
+        if record.kept is not None:
+            n = layout.n_target + len(record.kept)
+            self.rows = torch.empty(n, dtype=torch.long, device=device)
+        yield
+        self._clear_call()
+
+
+class ShapesOf:
+    """Stands for the method of a recorded call, as far as a replay asks it."""
+
+    observes = False
+
+    def __init__(self, record: CallRecord) -> None:
+        self.merges = bool(record.merged)
+        self._merged = dict(record.merged)
+
+    def merge(self, call: Call, layer: int, states: Tensor) -> Merge | None:
+        if layer not in self._merged:
+            return None
+        return ShapeMerge(*self._merged[layer], states)
+
+    def reset(self) -> None: ...
+
+
+class ShapeMerge(Merge):
+    """Changes lengths, computes nothing."""
+
+    def __init__(self, scope: str, n: int, states: Tensor) -> None:
+        self.scope = scope
+        self.rows = torch.empty(n, dtype=torch.long, device=states.device)
+        self._full_length = states.shape[1]
+
+    def merge(self, states: Tensor) -> Tensor:
+        return states[:, : len(self.rows)]
+
+    def unmerge(self, states: Tensor) -> Tensor:
+        return states.new_empty(len(states), self._full_length, states.shape[2])
+
+
+def count_trace(transformer: nn.Module, trace: Iterable[CallRecord]) -> FlopCount:
+    """FLOPs of a run of `transformer` that left `trace`. For several runs keep a `FlopCounter`."""
+    return FlopCounter(transformer).run(trace)

@@ -1,0 +1,57 @@
+"""How well an editor edits: its images against the true edits of held-out samples."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from topi.data import EditSample
+from topi.models.editor import Editor
+
+
+def psnr(image: np.ndarray, target: np.ndarray, where: np.ndarray | None = None) -> float:
+    """PSNR in dB of uint8 images [H, W, 3], over the pixels `where` [H, W] if given."""
+    error = (image.astype(np.float64) - target) ** 2
+    error = error.mean() if where is None else error[where].mean()
+    return float(10 * np.log10(255**2 / max(error, 1e-3)))
+
+
+def compare(sample: EditSample, edited: Image.Image) -> dict[str, object]:
+    """One row: the edited image, and the untouched reference, against the true edit.
+
+    `*_changed` is over the pixels that the true edit changes, `*_unchanged` over the others; None
+    where there are no such pixels.
+    """
+    target, reference, image = (
+        np.asarray(i.convert("RGB")) for i in (sample.target, sample.references[0], edited)
+    )
+    row: dict[str, object] = {"id": sample.id, "category": sample.category, "task": sample.task}
+    regions = {"": None, "_changed": sample.changed, "_unchanged": ~sample.changed}
+    for suffix, where in regions.items():
+        empty = where is not None and not where.any()
+        row[f"psnr{suffix}"] = None if empty else psnr(image, target, where)
+        row[f"copy_psnr{suffix}"] = None if empty else psnr(reference, target, where)
+    return row
+
+
+def edit_batch(editor: Editor, samples: Sequence[EditSample], seed: int) -> list[Image.Image]:
+    """The images that `editor.edit` would give one by one, in one pipeline call (Kontext only)."""
+    pixels = np.stack([np.asarray(s.references[0].convert("RGB")) for s in samples])
+    arguments = editor.arguments(samples[0], seed) | {
+        "image": torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255,
+        "prompt": [s.instruction for s in samples],
+        "generator": [torch.Generator().manual_seed(seed) for _ in samples],
+    }
+    return editor.pipe(**arguments).images
+
+
+def held_out_rows(
+    editor: Editor, samples: Iterable[EditSample], seed: int = 0, batch: int = 8
+) -> list[dict[str, object]]:
+    """`compare` for every sample, edited `batch` at a time."""
+    samples, rows = list(samples), []
+    for start in range(0, len(samples), batch):
+        chunk = samples[start : start + batch]
+        rows += map(compare, chunk, edit_batch(editor, chunk, seed))
+    return rows

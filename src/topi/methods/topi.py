@@ -1,0 +1,258 @@
+"""ToPi: score the reference tokens at anchor steps, keep the influential ones in between.
+
+Equations and Algorithm 1 are those of "Token Pruning for In-Context Generation in Diffusion
+Transformers".
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from topi.engine.attention import output_change, reference_attention
+from topi.errors import ToPiError
+from topi.methods.base import Call, check_layers, check_share
+from topi.methods.pruner import ReferencePruner
+from topi.models import Layout, ModelFacts
+
+Score = Callable[[Tensor, Tensor, Tensor, Layout, Tensor | None], Tensor]
+
+
+def influence(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, mask: Tensor | None
+) -> Tensor:
+    """Eq. 9, one layer: I_j = sum_h ||v_jh|| sum_i A_ijh, from [B, S, H, D] to [B, |C|]."""
+    return (value_norms(value, layout) * reference_attention(query, key, layout, mask)).sum(1)
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, mask: Tensor | None
+) -> Tensor:
+    """Attn-Only of Table 3: Eq. 9 without the value norm."""
+    return reference_attention(query, key, layout, mask).sum(1)
+
+
+def similarity(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, mask: Tensor | None
+) -> Tensor:
+    """Feature Similarity of Table 3: mean cosine of token j to the target tokens, shifted to [0,
+    1].
+
+    The paper does not say of which features. These are the values, per head: a plain projection of
+    the layer's input, where queries and keys carry positions. The shift keeps the order and gives
+    Eq. 10 a mass.
+    """
+    targets, references = (
+        torch.nn.functional.normalize(value[:, rows].float(), dim=-1)
+        for rows in (layout.targets, layout.references)
+    )
+    cosine = torch.einsum("bjhd,bhd->bjh", references, targets.mean(1)).mean(-1)
+    return (1 + cosine) / 2
+
+
+def value_norm(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, mask: Tensor | None
+) -> Tensor:
+    """Eq. 9 without the attention: sum_h ||v_jh||."""
+    return value_norms(value, layout).sum(1)
+
+
+def leave_one_out(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, mask: Tensor | None
+) -> Tensor:
+    """The exact change of the target outputs, sum_h sum_i A_ij / (1 - A_ij) ||v_j - y_i||.
+
+    Eq. 8 approximates it: it leaves out that the softmax spreads a dropped token's weight over the
+    others.
+    """
+    return output_change(query, key, value, layout, mask).sum(1)
+
+
+def value_norms(value: Tensor, layout: Layout) -> Tensor:
+    """||v_jh|| of the reference tokens: [B, H, |C|]."""
+    references = value[:, layout.references]
+    return torch.linalg.vector_norm(references, dim=-1, dtype=torch.float32).transpose(1, 2)
+
+
+SCORES: dict[str, Score] = {
+    score.__name__: score for score in (influence, attention, similarity, value_norm, leave_one_out)
+}
+CFG_MASKS = ("shared", "cond", "separate")
+ORDERS = ("highest", "lowest")
+
+
+def select(scores: Tensor, tau: float, order: Literal["highest", "lowest"] = "highest") -> Tensor:
+    """Eq. 10, Algorithm 1 lines 14-16: the fewest tokens that hold `tau` of the total score.
+
+    K is the smallest count with sum_{m <= K} I_pi(m) >= tau I_total. Ties go to the lower index, at
+    least one token stays, and all stay if tau >= 1 or the scores tell nothing (their total is zero
+    or not finite).
+
+    Args:
+        scores: [|C|], not negative.
+        tau: in [0, 1].
+        order: accumulate from the highest score, or, to see what that is worth, from the lowest.
+
+    Returns:
+        Ascending indices [K].
+    """
+    scores = scores.double()
+    total = scores.sum()
+    if tau >= 1 or not (total.isfinite() and total > 0):
+        return torch.arange(len(scores), device=scores.device)
+    ranked = scores.sort(descending=order == "highest", stable=True)
+    mass = ranked.values.cumsum(0)
+    count = 1 + int((mass < tau * mass[-1]).sum())
+    return ranked.indices[:count].sort().values
+
+
+def top_k(scores: Tensor, ratio: float, order: Literal["highest", "lowest"] = "highest") -> Tensor:
+    """Static Top-K (section 5.3): the round(ratio |C|) best tokens, at least one; ascending indices
+    [K]."""
+    ranked = scores.double().sort(descending=order == "highest", stable=True).indices
+    return ranked[: max(1, round(ratio * len(scores)))].sort().values
+
+
+# Compared by identity: `ToPi(ratio=0.5)` did not ask for a tau, `ToPi(tau=0.85, ratio=0.5)` did.
+DEFAULT_TAU = 0.85
+
+
+@dataclass
+class ToPi(ReferencePruner):
+    """Influence-guided token pruning (sections 4.1-4.3, Algorithm 1).
+
+    Args:
+        tau: share of the total score to keep, in [0, 1] (Eq. 10).
+        ratio: instead of tau (which is then None), the fixed share of tokens to keep (section 5.3).
+        layers: representative layers, global and 0-based (Eq. 5). None: those published for FLUX.1
+        Kontext
+            and Qwen-Image-Edit (appendix C.3), or those the transformer's config names under
+            `representative_layers`.
+        score: "influence" (Eq. 9), "attention" or "similarity" (Table 3), "value_norm" (Eq. 9
+        without A), or
+            "leave_one_out" (Eq. 8 without its approximation).
+        cfg_mask: "shared": one mask for both branches of classifier-free guidance, from the sum of
+        their
+            scores, each branch normalised; "cond": from the first branch; "separate": a mask for
+            each.
+        normalise_layers: give every layer the same total score, where Eq. 9 as printed lets a layer
+        with
+            large values dominate.
+        reference_floor: share of each reference image's tokens that stays in any case; Eq. 10 ranks
+        the
+            tokens of all references together and can drop an image altogether.
+        order: "highest" scores stay; "lowest" is the control.
+    """
+
+    variants: ClassVar = {"topi": {}}
+
+    tau: float | None = DEFAULT_TAU
+    ratio: float | None = None
+    layers: tuple[int, ...] | None = None
+    score: str = "influence"
+    cfg_mask: str = "shared"
+    normalise_layers: bool = False
+    reference_floor: float = 0.0
+    order: str = "highest"
+    _layers: frozenset[int] = field(default=frozenset(), init=False, repr=False, compare=False)
+    _scores: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _scored_step: int | None = field(default=None, init=False, repr=False, compare=False)
+    _kept: dict[str, Tensor | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ratio is not None:
+            if self.tau is not None and self.tau is not DEFAULT_TAU:
+                raise ToPiError(
+                    f"tau={self.tau} and ratio={self.ratio} exclude each other; give one of them."
+                )
+            self.tau = None
+        elif self.tau is None:
+            raise ToPiError("Neither tau nor ratio is given; give one of them.")
+        for name in ("tau", "ratio", "reference_floor"):
+            if (value := getattr(self, name)) is not None:
+                check_share(name, value)
+        for name, valid in (("score", SCORES), ("cfg_mask", CFG_MASKS), ("order", ORDERS)):
+            if getattr(self, name) not in valid:
+                raise ToPiError(
+                    f"{name}={getattr(self, name)!r} is unknown; choose one of: {', '.join(valid)}."
+                )
+        if self.layers is not None:
+            self.layers = tuple(self.layers)
+            if not self.layers:
+                raise ToPiError("layers is empty; give at least one layer to score.")
+
+    def prepare(self, model: ModelFacts) -> None:
+        """Settle the representative layers."""
+        super().prepare(model)
+        layers = self.layers or model.representative_layers
+        if layers is None:
+            raise ToPiError(
+                f"No representative layers are known for this {model.name} of {model.depth} "
+                "layers; pass layers=."
+            )
+        self._layers = check_layers(layers, model)
+
+    def reset(self) -> None:
+        """Drop scores and masks."""
+        self._scores, self._scored_step, self._kept = {}, None, {}
+
+    def begin(self, call: Call) -> None:
+        """On a new anchor, start the scores anew."""
+        super().begin(call)
+        if call.record.anchor and call.step != self._scored_step:
+            self._scores, self._scored_step = {}, call.step
+
+    def kept(self, call: Call) -> Tensor | None:
+        """The mask of the latest anchor; a branch that has seen none keeps all."""
+        return self._kept.get(self._mask_of(call.branch))
+
+    def attend(
+        self, call: Call, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> None:
+        """Eq. 9, Algorithm 1 lines 11-13: add up one representative layer's scores."""
+        if not self._scores_now(call) or layer not in self._layers:
+            return
+        with call.timed("scoring_seconds"), torch.no_grad():
+            scores = SCORES[self.score](query, key, value, call.layout, mask)
+            if self.normalise_layers:
+                scores = scores / scores.sum(-1, keepdim=True)
+            self._scores[call.branch] = self._scores.get(call.branch, 0) + scores
+
+    def end(self, call: Call) -> None:
+        """Algorithm 1 lines 14-16: from an anchor's scores to the mask of the steps after it."""
+        if not self._scores_now(call):
+            return
+        with call.timed("selection_seconds"):
+            branches = self._scores if self.cfg_mask == "shared" else [call.branch]
+            scores = [self._scores[branch].cpu().double() for branch in branches]
+            total = sum(branch / branch.sum(-1, keepdim=True) for branch in scores)
+            # one mask for a batch: what any of its samples needs
+            kept = torch.cat([self.choose(sample, call.layout) for sample in total]).unique()
+            self._kept[self._mask_of(call.branch)] = kept
+
+    def choose(self, scores: Tensor, layout: Layout) -> Tensor:
+        """The tokens of one sample to keep, from their scores [|C|]: ascending indices."""
+        if self.ratio is not None:
+            kept = top_k(scores, self.ratio, self.order)
+        else:
+            kept = select(scores, self.tau, self.order)
+        if self.reference_floor:
+            floors = [
+                image.start + top_k(scores[image], self.reference_floor, self.order)
+                for image in layout.reference_slices
+            ]
+            kept = torch.cat([kept, *floors]).unique()
+        return kept
+
+    def _scores_now(self, call: Call) -> bool:
+        """Is this an anchor call whose scores count?"""
+        first = next(iter(self._scores), call.branch)
+        return call.record.anchor and (self.cfg_mask != "cond" or call.branch == first)
+
+    def _mask_of(self, branch: str) -> str:
+        return branch if self.cfg_mask == "separate" else "all branches"

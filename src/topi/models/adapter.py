@@ -1,0 +1,195 @@
+"""What the engine must know of an architecture: where tokens, rotary rows and modulation sit."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from topi.errors import ToPiError
+
+Grid = tuple[int, int]
+Scope = str  # "attention" | "block"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The joint attention sequence `[text | target | reference 1 | reference 2 | ...]` of one call.
+
+    Args:
+        n_text: text tokens.
+        target_grid: rows and columns of the target tokens, row-major.
+        reference_grids: the same for each reference image, in sequence order.
+    """
+
+    n_text: int
+    target_grid: Grid
+    reference_grids: tuple[Grid, ...]
+
+    @cached_property
+    def n_target(self) -> int:
+        """|G|."""
+        return math.prod(self.target_grid)
+
+    @cached_property
+    def n_reference(self) -> int:
+        """|C|, over all reference images."""
+        return sum(math.prod(grid) for grid in self.reference_grids)
+
+    @property
+    def n_image(self) -> int:
+        """Length of the image stream `[target | references]`."""
+        return self.n_target + self.n_reference
+
+    @property
+    def targets(self) -> slice:
+        """Target rows of the joint sequence."""
+        return slice(self.n_text, self.n_text + self.n_target)
+
+    @property
+    def references(self) -> slice:
+        """Reference rows of the joint sequence."""
+        return slice(self.targets.stop, self.targets.stop + self.n_reference)
+
+    @cached_property
+    def reference_slices(self) -> tuple[slice, ...]:
+        """Each reference image's rows, counted within the reference tokens."""
+        slices, start = [], 0
+        for grid in self.reference_grids:
+            slices.append(slice(start, start + math.prod(grid)))
+            start += math.prod(grid)
+        return tuple(slices)
+
+
+@dataclass(frozen=True)
+class MergePoints:
+    """The submodules around which one block can be run on merged image tokens.
+
+    `attention` receives the normed states. Where `norm` and `projection` are given, the whole block
+    can run
+    merged: `norm` yields `(states, gate)` with the text rows first, `projection` closes the
+    residual branch.
+    """
+
+    attention: nn.Module
+    norm: nn.Module | None = None
+    projection: nn.Module | None = None
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """Where this block can be merged."""
+        return ("attention",) if self.norm is None else ("attention", "block")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a method may know of the model it is attached to; layer numbers are global and 0-based.
+
+    Args:
+        name: the transformer class.
+        stacks: blocks per stack, e.g. `(19, 38)` for Flux (dual, single) and `(60,)` for Qwen.
+        scopes: for each layer, where merging is possible.
+        representative_layers: the layers that stand for the model's use of its references (Eq. 5),
+        if known.
+    """
+
+    name: str
+    stacks: tuple[int, ...]
+    scopes: tuple[tuple[Scope, ...], ...]
+    representative_layers: tuple[int, ...] | None
+
+    @property
+    def depth(self) -> int:
+        """L, the number of layers."""
+        return sum(self.stacks)
+
+
+class Adapter(ABC):
+    """One transformer instance as the engine sees it. Subclass once per transformer class."""
+
+    transformer_class: ClassVar[str]
+    published_layers: ClassVar[Mapping[tuple[int, ...], tuple[int, ...]]] = {}
+
+    def __init__(self, transformer: nn.Module) -> None:
+        self.transformer = transformer
+
+    @abstractmethod
+    def stacks(self) -> tuple[nn.ModuleList, ...]:
+        """The block lists in the order they run."""
+
+    @abstractmethod
+    def layout(self, kwargs: Mapping[str, Any]) -> Layout:
+        """Read the layout from the keyword arguments of a transformer call."""
+
+    @abstractmethod
+    def inputs(self, layout: Layout, batch: int, device: torch.device) -> dict[str, Any]:
+        """Keyword arguments of a transformer call with this layout; all content is zero."""
+
+    @abstractmethod
+    def positions(self, kwargs: Mapping[str, Any]) -> Any:
+        """The object that carries the image positions; a pipeline makes a new one for each of its
+        calls."""
+
+    @abstractmethod
+    def gather_rope(self, rope: Any, rows: Tensor, n_text: int) -> Any:
+        """Keep the rotary rows of all text tokens and of the image-stream `rows` [n] (Eq. 12)."""
+
+    @abstractmethod
+    def merge_points(self, layer: int) -> MergePoints:
+        """The submodules of block `layer` where tokens can be merged."""
+
+    def gather_extras(self, kwargs: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+        """Gather whatever else a block receives per image token; by default there is nothing."""
+        return kwargs
+
+    @cached_property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """All blocks in the order they run; the index is the layer number."""
+        return tuple(block for stack in self.stacks() for block in stack)
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """What methods may know."""
+        stacks = tuple(len(stack) for stack in self.stacks())
+        layers = self.published_layers.get(stacks)
+        layers = layers or self.transformer.config.get("representative_layers")
+        return ModelFacts(
+            name=type(self.transformer).__name__,
+            stacks=stacks,
+            scopes=tuple(self.merge_points(layer).scopes for layer in range(sum(stacks))),
+            representative_layers=tuple(layers) if layers else None,
+        )
+
+
+ADAPTERS: dict[str, type[Adapter]] = {}
+
+
+def register(adapter: type[Adapter]) -> type[Adapter]:
+    """Class decorator: make an adapter known under its `transformer_class`."""
+    ADAPTERS[adapter.transformer_class] = adapter
+    return adapter
+
+
+def adapter_for(model: Any) -> Adapter:
+    """The adapter of a pipeline or of its transformer.
+
+    Raises:
+        ToPiError: no adapter is registered for the transformer's class.
+    """
+    transformer = getattr(model, "transformer", model)
+    for cls in type(transformer).__mro__:
+        if cls.__name__ in ADAPTERS:
+            return ADAPTERS[cls.__name__](transformer)
+    raise ToPiError(
+        f"{type(transformer).__name__} is not supported; pass a pipeline whose transformer is one "
+        f"of: {', '.join(sorted(ADAPTERS))}, or that transformer."
+    )
+
+
+def with_text_rows(rows: Tensor, n_text: int) -> Tensor:
+    """Rows of `[text | image]` for the image-stream `rows` [n], keeping all text: [n_text + n]."""
+    return torch.cat([torch.arange(n_text, device=rows.device), rows + n_text])

@@ -1,0 +1,245 @@
+"""An editor: a pipeline together with how this project calls it. What evaluation sees of a model."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    DiffusionPipeline,
+    FluxKontextPipeline,
+    QwenImageEditPipeline,
+    QwenImageEditPlusPipeline,
+)
+from PIL import Image
+
+from topi.data import EditSample
+from topi.errors import ToPiError
+
+#: The kinds of editor: the pipeline class of each, and how many references it can take.
+PIPELINES: dict[str, type[DiffusionPipeline]] = {
+    "kontext": FluxKontextPipeline,
+    "qwen_edit": QwenImageEditPipeline,
+    "qwen_edit_plus": QwenImageEditPlusPipeline,
+}
+SOURCES = ("hub", "standin", "tiny")
+OFFLOADS = ("none", "model", "sequential")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The fields of `conf/model/*.yaml`. Sizes in pixels; `steps` are denoising steps."""
+
+    name: str
+    kind: str
+    source: str
+    steps: int
+    height: int
+    width: int
+    hub_id: str | None = None  # a hub id or a local folder
+    revision: str | None = None
+    dtype: str = "float32"
+    device: str = "auto"
+    offload: str = "none"
+    guidance: float = 2.5  # embedded guidance (Kontext)
+    true_cfg: float = 1.0  # classifier-free guidance with a negative prompt (Qwen)
+    negative_prompt: str | None = None
+    front_layers: int = 10
+    representative_layers: tuple[int, ...] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  # for the builder of a tiny pipeline
+
+    def __post_init__(self) -> None:
+        for name, valid in (("kind", PIPELINES), ("source", SOURCES), ("offload", OFFLOADS)):
+            if getattr(self, name) not in valid:
+                choices = ", ".join(valid)
+                raise ToPiError(
+                    f"model.{name}={getattr(self, name)!r} is unknown; choose from {choices}"
+                )
+        if self.steps < 1:
+            raise ToPiError(f"model.steps={self.steps} must be at least 1")
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ToPiError(
+                f"model.dtype={self.dtype!r} is no torch dtype; use bfloat16 or float32"
+            )
+
+
+class Editor:
+    """`edit(sample, seed)` runs the real pipeline class with this model's arguments."""
+
+    def __init__(self, config: ModelConfig, pipe: DiffusionPipeline, fingerprint: str):
+        self.config, self.pipe, self._fingerprint = config, pipe, fingerprint
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def steps(self) -> int:
+        return self.config.steps
+
+    @property
+    def transformer(self) -> torch.nn.Module:
+        return self.pipe.transformer
+
+    def fingerprint(self) -> str:
+        """Names the weights: their hash, or the hub id with its revision."""
+        return self._fingerprint
+
+    def arguments(self, sample: EditSample, seed: int) -> dict[str, Any]:
+        """The keyword arguments of the pipeline call for this sample."""
+        config = self.config
+        references = [_readable(image, sample.id) for image in sample.references]
+        if not references:
+            raise ToPiError(f"sample {sample.id} has no reference image")
+        if config.kind != "qwen_edit_plus" and len(references) > 1:
+            raise ToPiError(
+                f"sample {sample.id} has {len(references)} references but {self.name} takes one; "
+                "use a model of kind qwen_edit_plus"
+            )
+        common = {
+            "image": references if config.kind == "qwen_edit_plus" else references[0],
+            "prompt": sample.instruction,
+            "height": config.height,
+            "width": config.width,
+            "num_inference_steps": config.steps,
+            "generator": torch.Generator().manual_seed(seed),
+        }
+        if config.kind == "kontext":
+            # Off the hub, Kontext wants references of about one megapixel and resizes them itself.
+            own_size = {"max_area": config.height * config.width, "_auto_resize": False}
+            common |= {"guidance_scale": config.guidance}
+            return common if config.source == "hub" else common | own_size
+        return common | {
+            "true_cfg_scale": config.true_cfg,
+            "negative_prompt": config.negative_prompt,
+        }
+
+    def edit(self, sample: EditSample, seed: int = 0) -> Image.Image:
+        """The edited image [width x height] of `sample`; equal seeds give equal noise."""
+        return self.pipe(**self.arguments(sample, seed)).images[0]
+
+
+class TinyEditor(Editor):
+    """A tiny random pipeline has no text encoder: the instruction seeds random embeddings."""
+
+    def __init__(self, config: ModelConfig, pipe: DiffusionPipeline, call: Any):
+        super().__init__(config, pipe, f"random-{config.kind}")
+        self._call = call
+
+    def arguments(self, sample: EditSample, seed: int) -> dict[str, Any]:
+        words = int.from_bytes(hashlib.sha256(sample.instruction.encode()).digest()[:4], "little")
+        arguments = super().arguments(sample, seed)
+        image = arguments["image"]
+        return self._call(
+            steps=self.steps,
+            seed=words,
+            size=(self.config.width, self.config.height),
+            references=image if isinstance(image, list) else [image],
+            cfg=self.config.true_cfg > 1,
+            generator=arguments["generator"],
+            output_type="pil",
+        )
+
+
+def load_editor(config: Mapping[str, Any] | ModelConfig) -> Editor:
+    """Build the editor that `conf/model/<name>.yaml` describes.
+
+    Raises:
+        ToPiError: an unknown field or value, or weights that are not to be had.
+    """
+    if not isinstance(config, ModelConfig):
+        known = {f.name for f in fields(ModelConfig)}
+        if unknown := set(config) - known:
+            raise ToPiError(f"unknown model fields {sorted(unknown)}; known: {sorted(known)}")
+        config = ModelConfig(**config)
+    editor = {"hub": _load_hub, "standin": _load_standin, "tiny": _build_tiny}[config.source](
+        config
+    )
+    if config.representative_layers is not None:
+        layers = list(config.representative_layers)
+        editor.transformer.register_to_config(representative_layers=layers)
+    return editor
+
+
+def _load_hub(config: ModelConfig) -> Editor:
+    cls = PIPELINES[config.kind]
+    dtype = getattr(torch, config.dtype)
+    try:
+        pipe = cls.from_pretrained(config.hub_id, revision=config.revision, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise ToPiError(
+            f"the weights of {config.name} ({config.hub_id}) could not be loaded: log in with "
+            "`hf auth login` after accepting the model's licence, fetch them once with "
+            f"`hf download {config.hub_id}`, or point model.hub_id at a local folder "
+            f"({_first_line(error)})"
+        ) from error
+    pipe.set_progress_bar_config(disable=True)
+    _place(pipe, config)
+    return Editor(config, pipe, _hub_fingerprint(config))
+
+
+def _load_standin(config: ModelConfig) -> Editor:
+    from topi.models.standin import load_kontext_standin, weights_file
+
+    if config.kind != "kontext":
+        raise ToPiError(f"there is no stand-in of kind {config.kind!r} yet; use kontext")
+    pipe = load_kontext_standin()
+    _place(pipe, config)
+    return Editor(config, pipe, _sha256(weights_file()))
+
+
+def _build_tiny(config: ModelConfig) -> Editor:
+    from topi.models import tiny
+
+    build = {
+        "kontext": tiny.tiny_flux,
+        "qwen_edit": tiny.tiny_qwen,
+        "qwen_edit_plus": tiny.tiny_qwen_plus,
+    }[config.kind]
+    pipe, call = build(dtype=getattr(torch, config.dtype), **config.options)
+    _place(pipe, config)
+    return TinyEditor(config, pipe, call)
+
+
+def _place(pipe: DiffusionPipeline, config: ModelConfig) -> None:
+    """Move the pipeline to its device, whole or offloaded."""
+    available = "cuda" if torch.cuda.is_available() else "cpu"
+    device = available if config.device == "auto" else config.device
+    if config.offload != "none" and device == "cpu":
+        raise ToPiError(f"model.offload={config.offload} needs a GPU; use model.offload=none")
+    if config.offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif config.offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+
+
+def _readable(image: Image.Image, sample: str) -> Image.Image:
+    try:
+        return image.convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise ToPiError(
+            f"the reference image of sample {sample} cannot be read: replace it or leave the "
+            f"sample out ({_first_line(error)})"
+        ) from error
+
+
+def _hub_fingerprint(config: ModelConfig) -> str:
+    """hub id @ revision; a local folder is named by the sizes of its weight files."""
+    folder = Path(config.hub_id or "")
+    if not folder.is_dir():
+        return f"{config.hub_id}@{config.revision or 'main'}"
+    sizes = {str(f.relative_to(folder)): f.stat().st_size for f in folder.rglob("*.safetensors")}
+    return hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

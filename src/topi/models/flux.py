@@ -1,0 +1,99 @@
+"""FLUX.1 Kontext: dual-stream blocks, then single-stream blocks; references follow the target."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from topi.errors import ToPiError
+from topi.models.adapter import Adapter, Grid, Layout, MergePoints, register, with_text_rows
+
+
+@register
+class FluxAdapter(Adapter):
+    """`FluxTransformer2DModel`. `img_ids` [N, 3] hold (image, row, column); image 0 is the
+    target."""
+
+    transformer_class = "FluxTransformer2DModel"
+    published_layers: ClassVar = {(19, 38): (13, 18, 31)}  # appendix C.3
+
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__(transformer)
+        self._grids: tuple[Tensor | None, tuple[Grid, ...]] = (None, ())
+
+    def stacks(self) -> tuple[nn.ModuleList, ...]:
+        """The dual-stream blocks, then the single-stream blocks."""
+        return self.transformer.transformer_blocks, self.transformer.single_transformer_blocks
+
+    def positions(self, kwargs: Mapping[str, Any]) -> Tensor:
+        """`img_ids` [N, 3]."""
+        return kwargs["img_ids"]
+
+    def layout(self, kwargs: Mapping[str, Any]) -> Layout:
+        """From the frames, rows and columns in `img_ids`."""
+        ids = kwargs["img_ids"]
+        if (
+            self._grids[0] is not ids
+        ):  # reading ids waits for the device; a pipeline reuses the tensor
+            self._grids = (ids, image_grids(ids))
+        target, *references = self._grids[1]
+        return Layout(kwargs["encoder_hidden_states"].shape[1], target, tuple(references))
+
+    def inputs(self, layout: Layout, batch: int, device: torch.device) -> dict[str, Any]:
+        """Of a pipeline call; `img_ids` holds each token's image, row and column."""
+        config = self.transformer.config
+        ids = [
+            torch.cartesian_prod(*map(torch.arange, (rows, columns)))
+            for rows, columns in (layout.target_grid, *layout.reference_grids)
+        ]
+        ids = torch.cat([F.pad(each, (1, 0), value=image) for image, each in enumerate(ids)])
+        zeros = partial(torch.zeros, device=device)
+        inputs = {
+            "hidden_states": zeros(batch, layout.n_image, config.in_channels),
+            "encoder_hidden_states": zeros(batch, layout.n_text, config.joint_attention_dim),
+            "pooled_projections": zeros(batch, config.pooled_projection_dim),
+            "timestep": zeros(batch),
+            "img_ids": ids.float().to(device),
+            "txt_ids": zeros(layout.n_text, 3),
+        }
+        return inputs | ({"guidance": zeros(batch)} if config.guidance_embeds else {})
+
+    def gather_rope(
+        self, rope: tuple[Tensor, Tensor], rows: Tensor, n_text: int
+    ) -> tuple[Tensor, Tensor]:
+        """From (cos, sin), each [S, D] with the text rows first."""
+        index = with_text_rows(rows, n_text)
+        cos, sin = rope
+        return cos[index], sin[index]
+
+    def merge_points(self, layer: int) -> MergePoints:
+        """Dual-stream blocks merge around the attention, single-stream ones also as a whole."""
+        block = self.blocks[layer]
+        if layer < len(self.transformer.transformer_blocks):
+            return MergePoints(block.attn)
+        return MergePoints(block.attn, block.norm, block.proj_out)
+
+
+def image_grids(ids: Tensor) -> tuple[Grid, ...]:
+    """The token grid of each image in `img_ids` [N, 3] or [1, N, 3], the target's first.
+
+    Raises:
+        ToPiError: the target does not come first, or an image is not a full rectangle of tokens.
+    """
+    ids = ids.reshape(-1, ids.shape[-1]).float().cpu()
+    _, lengths = torch.unique_consecutive(ids[:, 0], return_counts=True)
+    grids = []
+    for image in ids.split(lengths.tolist()):
+        rows, columns = (image[:, 1:3].amax(0) - image[:, 1:3].amin(0) + 1).int().tolist()
+        if rows * columns != len(image):
+            raise ToPiError(
+                f"The {len(image)} tokens of an image span {rows} x {columns} positions; "
+                "only images that fill a rectangle of tokens are supported."
+            )
+        grids.append((rows, columns))
+    if ids[0, 0] != 0:
+        raise ToPiError("The target tokens must come first in the image sequence (img_ids 0, ...).")
+    return tuple(grids)

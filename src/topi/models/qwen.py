@@ -1,0 +1,64 @@
+"""Qwen-Image-Edit and Qwen-Image-Edit-Plus: dual-stream blocks; one or more references."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from topi.models.adapter import Adapter, Layout, MergePoints, register
+
+
+@register
+class QwenAdapter(Adapter):
+    """`QwenImageTransformer2DModel`. `img_shapes[0]` lists (frames, rows, columns), the target
+    first."""
+
+    transformer_class = "QwenImageTransformer2DModel"
+    published_layers: ClassVar = {(60,): (35, 37, 42)}  # appendix C.3
+
+    def stacks(self) -> tuple[nn.ModuleList, ...]:
+        """The dual-stream blocks."""
+        return (self.transformer.transformer_blocks,)
+
+    def positions(self, kwargs: Mapping[str, Any]) -> list:
+        """`img_shapes`."""
+        return kwargs["img_shapes"]
+
+    def layout(self, kwargs: Mapping[str, Any]) -> Layout:
+        """From `img_shapes`; it is the same for every sample of a batch."""
+        shapes = kwargs["img_shapes"][0]
+        shapes = shapes if isinstance(shapes, list) else [shapes]
+        target, *references = ((frames * rows, columns) for frames, rows, columns in shapes)
+        return Layout(kwargs["encoder_hidden_states"].shape[1], target, tuple(references))
+
+    def inputs(self, layout: Layout, batch: int, device: torch.device) -> dict[str, Any]:
+        """Of a pipeline call whose texts have no padding."""
+        config = self.transformer.config
+        zeros = partial(torch.zeros, device=device)
+        grids = (layout.target_grid, *layout.reference_grids)
+        return {
+            "hidden_states": zeros(batch, layout.n_image, config.in_channels),
+            "encoder_hidden_states": zeros(batch, layout.n_text, config.joint_attention_dim),
+            "timestep": zeros(batch),
+            "img_shapes": [[(1, *grid) for grid in grids]] * batch,
+        }
+
+    def gather_rope(
+        self, rope: tuple[Tensor, Tensor], rows: Tensor, n_text: int
+    ) -> tuple[Tensor, Tensor]:
+        """From complex (image [N, D/2], text [T, D/2])."""
+        image, text = rope
+        return image[rows], text
+
+    def gather_extras(self, kwargs: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+        """Also `modulate_index` [B, N]."""
+        # zero_cond_t checkpoints modulate target and reference tokens differently
+        if (index := kwargs.get("modulate_index")) is not None:
+            kwargs["modulate_index"] = index[:, rows]
+        return kwargs
+
+    def merge_points(self, layer: int) -> MergePoints:
+        """Around the attention."""
+        return MergePoints(self.blocks[layer].attn)

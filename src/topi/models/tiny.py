@@ -1,0 +1,260 @@
+"""Tiny pipelines with random weights: the real classes, built in a moment without any download."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLQwenImage,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxKontextPipeline,
+    FluxTransformer2DModel,
+    QwenImageEditPipeline,
+    QwenImageEditPlusPipeline,
+    QwenImageTransformer2DModel,
+)
+from PIL import Image
+from torch import nn
+
+from topi.models.rebind import rebind
+
+WIDTH = 32  # of the text embeddings
+HEADS = {"attention_head_dim": 32, "num_attention_heads": 2, "axes_dims_rope": (4, 12, 16)}
+CallArguments = Callable[..., dict[str, Any]]
+
+
+def random_image(size: tuple[int, int] = (128, 128), seed: int = 0) -> Image.Image:
+    """A smooth random picture of (width, height) pixels."""
+    width, height = size
+    pixels = np.random.default_rng(seed).integers(0, 255, (height // 8, width // 8, 3), np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+
+
+def tiny_flux(
+    dual: int = 2, single: int = 4, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> tuple[FluxKontextPipeline, CallArguments]:
+    """A FLUX Kontext pipeline of `dual` + `single` blocks, and a maker of its call arguments.
+
+    The maker: `call(steps=4, seed=0, batch=1, cfg=False, size=(128, 128), references=None)`; a
+    token covers 16 x 16 pixels. `cfg` turns on true classifier-free guidance; `references=[]`
+    leaves the reference out.
+    """
+    torch.manual_seed(seed)
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=64,
+        num_layers=dual,
+        num_single_layers=single,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        guidance_embeds=True,
+        **HEADS,
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8,) * 4,
+        layers_per_block=1,
+        latent_channels=16,
+        norm_num_groups=4,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.0609,
+        scaling_factor=1.5035,
+    )
+    pipe = FluxKontextPipeline(
+        scheduler=_scheduler(),
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        transformer=_sharpen(transformer, seed),
+    )
+
+    def call(
+        steps: int = 4,
+        seed: int = 0,
+        batch: int = 1,
+        cfg: bool = False,
+        size: tuple[int, int] = (128, 128),
+        references: list[Image.Image] | None = None,
+        **more: Any,
+    ) -> dict[str, Any]:
+        draw = _drawer(seed, dtype)
+        width, height = size
+        images = [random_image(size, 3)] if references is None else references
+        arguments = {
+            "image": images[0] if images else None,
+            "prompt_embeds": draw(batch, 12, WIDTH),
+            "pooled_prompt_embeds": draw(batch, WIDTH),
+            "guidance_scale": 2.5,
+            "max_area": width * height,
+            "_auto_resize": False,
+        }
+        if cfg:
+            arguments |= {
+                "negative_prompt_embeds": draw(batch, 12, WIDTH),
+                "negative_pooled_prompt_embeds": draw(batch, WIDTH),
+                "true_cfg_scale": 4.0,
+            }
+        return arguments | _common(size, steps, seed) | more
+
+    return _finish(pipe, dtype), call
+
+
+def tiny_qwen(
+    layers: int = 6,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    zero_cond_t: bool = False,
+    area: int = 128 * 128,
+) -> tuple[QwenImageEditPipeline, CallArguments]:
+    """A Qwen-Image-Edit pipeline of `layers` blocks that resizes references to `area` pixels.
+
+    The maker of call arguments: `call(steps=4, seed=0, batch=1, cfg=True, padded=False, size=(128,
+    128), references=None)`; `padded` masks the end of the last sample's text.
+    """
+    return _tiny_qwen(QwenImageEditPipeline, layers, dtype, seed, zero_cond_t, area)
+
+
+def tiny_qwen_plus(
+    layers: int = 6,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    zero_cond_t: bool = False,
+    area: int = 128 * 128,
+) -> tuple[QwenImageEditPlusPipeline, CallArguments]:
+    """The same with several references, by default a square and a wide one; batch 1 only."""
+    return _tiny_qwen(QwenImageEditPlusPipeline, layers, dtype, seed, zero_cond_t, area)
+
+
+def _tiny_qwen(
+    pipeline_class: type[DiffusionPipeline],
+    layers: int,
+    dtype: torch.dtype,
+    seed: int,
+    zero_cond_t: bool,
+    area: int,
+) -> tuple[DiffusionPipeline, CallArguments]:
+    torch.manual_seed(seed)
+    transformer = QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=64,
+        out_channels=16,
+        num_layers=layers,
+        joint_attention_dim=WIDTH,
+        zero_cond_t=zero_cond_t,
+        **HEADS,
+    )
+    vae = AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=16,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+    )
+    pipe = with_reference_area(pipeline_class, area)(
+        scheduler=_scheduler(),
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        processor=None,
+        transformer=_sharpen(transformer, seed),
+    )
+    several = pipeline_class is QwenImageEditPlusPipeline
+
+    def call(
+        steps: int = 4,
+        seed: int = 0,
+        batch: int = 1,
+        cfg: bool = True,
+        padded: bool = False,
+        size: tuple[int, int] = (128, 128),
+        references: list[Image.Image] | None = None,
+        **more: Any,
+    ) -> dict[str, Any]:
+        draw = _drawer(seed, dtype)
+        if references is None:
+            references = [random_image(size, 3), random_image((160, 96), 4)][: 1 + several]
+        mask = torch.ones(batch, 12, dtype=torch.long)
+        if padded:
+            mask[-1, 8:] = 0
+        arguments = {
+            "image": references if several else references[0],
+            "prompt_embeds": draw(batch, 12, WIDTH),
+            "prompt_embeds_mask": mask,
+            "true_cfg_scale": 4.0 if cfg else 1.0,
+        }
+        if cfg:
+            arguments |= {
+                "negative_prompt_embeds": draw(batch, 9, WIDTH),
+                "negative_prompt_embeds_mask": torch.ones(batch, 9, dtype=torch.long),
+            }
+        return arguments | _common(size, steps, seed) | more
+
+    return _finish(pipe, dtype), call
+
+
+def with_reference_area(
+    pipeline_class: type[DiffusionPipeline], area: int
+) -> type[DiffusionPipeline]:
+    """A Qwen edit pipeline class that resizes references to `area` pixels instead of one
+    megapixel."""
+    stock = pipeline_class.__call__.__wrapped__  # behind torch.no_grad
+    dimensions = stock.__globals__["calculate_dimensions"]
+    call = torch.no_grad()(
+        rebind(stock, calculate_dimensions=lambda _, ratio: dimensions(area, ratio))
+    )
+    members = {"__call__": call, "__module__": pipeline_class.__module__}
+    return type(pipeline_class.__name__, (pipeline_class,), members)
+
+
+def _scheduler() -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.5,
+        max_shift=1.15,
+        base_image_seq_len=256,
+        max_image_seq_len=4096,
+        shift=3.0,
+    )
+
+
+def _sharpen(transformer: nn.Module, seed: int) -> nn.Module:
+    """Give random weights a peaked attention, without which every token counts the same."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    for name, parameter in transformer.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if name.endswith(
+            ("norm_q.weight", "norm_k.weight", "norm_added_q.weight", "norm_added_k.weight")
+        ):
+            parameter.data = (parameter.data + 0.3 * noise) * 6**0.5
+        elif name.startswith("proj_out"):
+            parameter.data = 0.1 * noise
+    return transformer
+
+
+def _drawer(seed: int, dtype: torch.dtype) -> Callable[..., torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed + 100)
+    return lambda *shape: torch.randn(*shape, generator=generator).to(dtype)
+
+
+def _common(size: tuple[int, int], steps: int, seed: int) -> dict[str, Any]:
+    return {
+        "width": size[0],
+        "height": size[1],
+        "num_inference_steps": steps,
+        "generator": torch.Generator().manual_seed(seed),
+        "output_type": "latent",
+    }
+
+
+def _finish(pipe: DiffusionPipeline, dtype: torch.dtype) -> DiffusionPipeline:
+    if dtype != torch.float32:
+        pipe.to(dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

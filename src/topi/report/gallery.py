@@ -1,0 +1,189 @@
+"""The pictures and masks of a store, for a few samples per category."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from topi.report.tables import categories_of, in_order
+
+GOLD = np.array([255.0, 200.0, 40.0])
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """What one anchor step kept of each reference: a boolean grid `(rows, cols)`."""
+
+    step: int
+    branch: str
+    kept: tuple[np.ndarray, ...]
+
+    @property
+    def keep_ratio(self) -> float:
+        """Kept tokens over all reference tokens."""
+        return sum(mask.sum() for mask in self.kept) / sum(mask.size for mask in self.kept)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One sample with all there is to see of it; `outputs`, `anchors`, `psnr` go by label."""
+
+    sample: str
+    category: str
+    instruction: str
+    references: tuple[Image.Image, ...]
+    full: Image.Image
+    outputs: dict[str, Image.Image] = field(default_factory=dict)
+    anchors: dict[str, list[Anchor]] = field(default_factory=dict)
+    psnr: dict[str, float] = field(default_factory=dict)
+
+
+def read_anchors(path: Path) -> list[Anchor]:
+    """The anchors of one masks file by step; indices count through all references (None: all)."""
+    content = json.loads(path.read_text())
+    grids = [tuple(grid) for grid in content["grids"]]
+    ends = np.cumsum([rows * cols for rows, cols in grids])
+    anchors = []
+    for record in sorted(content["anchors"], key=lambda record: record["step"]):
+        flat = np.zeros(ends[-1], dtype=bool)
+        flat[slice(None) if record["kept"] is None else record["kept"]] = True
+        parts = np.split(flat, ends[:-1])
+        kept = tuple(part.reshape(grid) for part, grid in zip(parts, grids, strict=True))
+        anchors.append(Anchor(record["step"], record["branch"], kept))
+    return anchors
+
+
+def draw_mask(reference: Image.Image, kept: np.ndarray) -> Image.Image:
+    """The reference, kept tokens tinted gold and dropped ones darkened (paper, Figure 7)."""
+    pixels = np.asarray(reference.convert("RGB"), dtype=float)
+    mask = Image.fromarray(kept).resize(reference.size, Image.Resampling.NEAREST)
+    shown = np.asarray(mask)[..., None]
+    drawn = np.where(shown, 0.6 * pixels + 0.4 * GOLD, 0.25 * pixels)
+    return Image.fromarray(drawn.round().astype(np.uint8))
+
+
+def draw_difference(output: Image.Image, full: Image.Image, gain: float = 4.0) -> Image.Image:
+    """Absolute difference of two images, `gain` times as bright: black where nothing was lost."""
+    difference = np.abs(_floats(output) - _floats(full))
+    return Image.fromarray(np.clip(gain * difference, 0, 255).astype(np.uint8))
+
+
+def side_by_side(images: Iterable[Image.Image]) -> Image.Image:
+    """Several images in one row, scaled to the height of the first."""
+    images = list(images)
+    if len(images) == 1:
+        return images[0]
+    height = images[0].height
+    images = [i.resize((round(i.width * height / i.height), height)) for i in images]
+    row = Image.new("RGB", (sum(i.width for i in images), height))
+    left = 0
+    for image in images:
+        row.paste(image, (left, 0))
+        left += image.width
+    return row
+
+
+def shown_labels(rows: pd.DataFrame, limit: int = 5) -> list[str]:
+    """The labels a grid has room for: all up to `limit`, else each method's middle one by speed."""
+    rows = in_order(rows[rows["method"] != "full"])
+    labels = list(rows["label"].unique())
+    if len(labels) <= limit:
+        return labels
+    speeds = rows.groupby(["method", "label"], sort=False)["flop_speedup"].mean().sort_values()
+    middles = {m: g.index[len(g) // 2][1] for m, g in speeds.groupby(level="method")}
+    return [label for label in labels if label in middles.values()]
+
+
+def gather(store, rows: pd.DataFrame, per_category: int = 2) -> list[Picture]:
+    """The first `per_category` samples of each category that every shown method has an image of.
+
+    Args:
+        store: a `topi.results.Store`.
+        rows: its rows of one model.
+        per_category: how many samples to show.
+    """
+    labels = shown_labels(rows)
+    rows = rows[rows["label"].isin(labels)].drop_duplicates(["label", "sample"])
+    cells = {cell.key: cell for cell in store.load_cells()}
+    pictures = []
+    for category in categories_of(rows):
+        inside = rows[rows["category"] == category].sort_values("index", kind="stable")
+        common = inside.groupby("sample", sort=False)["label"].nunique()
+        for sample in common.index[common == common.max()][:per_category]:
+            group = (
+                inside[inside["sample"] == sample]
+                .set_index("label")
+                .loc[lambda g: [x for x in labels if x in g.index]]
+            )
+            pictures.append(_picture(sample, group, cells, store.root))
+    return pictures
+
+
+def keep_ratios(store, rows: pd.DataFrame) -> pd.DataFrame:
+    """Share of reference tokens that each model call computes, for cells with masks.
+
+    An anchor's mask holds from the call after it until the next anchor; anchors and the steps
+    before the first one run on the full context. Branches are averaged.
+
+    Returns:
+        Columns `method, label, sample, step, keep_ratio`.
+    """
+    labels = rows.drop_duplicates("cell").set_index("cell")
+    lines = []
+    for cell in store.load_cells():
+        if cell.key not in labels.index:
+            continue
+        method, label = labels.loc[cell.key, ["method", "label"]]
+        for path in sorted((cell.path / "masks").glob("*.json")):
+            anchors = read_anchors(path)
+            for branch in {anchor.branch for anchor in anchors}:
+                at = {
+                    anchor.step: anchor.keep_ratio for anchor in anchors if anchor.branch == branch
+                }
+                held = 1.0
+                for step in range(cell.manifest["steps"]):
+                    lines.append((method, label, path.stem, step, 1.0 if step in at else held))
+                    held = at.get(step, held)
+    return pd.DataFrame(lines, columns=["method", "label", "sample", "step", "keep_ratio"])
+
+
+def _picture(sample: str, group: pd.DataFrame, cells: dict, root: Path) -> Picture:
+    first = cells[group["cell"].iloc[0]]
+    full = root / "full" / first.manifest["full_key"] / "images"
+    references = sorted((full.parent / "references").glob(f"{sample}_*.png"))
+    masks = {
+        label: cells[cell].path / "masks" / f"{sample}.json"
+        for label, cell in group["cell"].items()
+    }
+    return Picture(
+        sample,
+        group["category"].iloc[0],
+        group["instruction"].iloc[0],
+        tuple(_open(path) for path in references),
+        _open(full / f"{sample}.png"),
+        {
+            label: _open(cells[cell].path / "images" / f"{sample}.png")
+            for label, cell in group["cell"].items()
+        },
+        {
+            label: anchors
+            for label, path in masks.items()
+            if path.is_file() and (anchors := read_anchors(path))
+        },
+        group["psnr"].to_dict(),
+    )
+
+
+def _open(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def _floats(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB"), dtype=float)

@@ -1,0 +1,200 @@
+"""One self-contained HTML page, and the files beside it, from a store of results."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from topi.errors import ToPiError
+from topi.report import figures
+from topi.report.gallery import gather, keep_ratios
+from topi.report.tables import (
+    ALL,
+    COLUMNS,
+    category_title,
+    difference_table,
+    notes,
+    quality_table,
+    sections,
+    to_latex,
+    to_markdown,
+    to_rich,
+)
+from topi.results.store import Store
+
+STAND_IN = (
+    "This model is a stand-in: a small network of the real architecture, trained from scratch on "
+    "drawn edits. Numbers of a stand-in are never numbers of FLUX or Qwen."
+)
+TINY = (
+    "This model has random weights, for tests: its pictures are noise and its scores say nothing."
+)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure on the page: its PNG as a data URI and what there is to see."""
+
+    title: str
+    source: str
+    caption: str
+    wide: bool = False
+
+
+def build(store_root: Path | str, out_dir: Path | str) -> Path:
+    """Write tables (`.md`, `.csv`, `.tex`), figures (`.png`, `.pdf`) and the page, print tables.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ToPiError: the store holds no rows yet.
+    """
+    store = Store(store_root)
+    rows, latency = store.rows(), store.latency()
+    if rows.empty:
+        raise ToPiError(f"There are no results in {store_root} yet: run `python run.py` first.")
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    models = []
+    for model, mine in rows.groupby("model", sort=False):
+        timed = latency[latency["cell"].isin(mine["cell"])]
+        table = quality_table(mine, timed)
+        (out / f"{model}.md").write_text(to_markdown(table))
+        (out / f"{model}.tex").write_text(to_latex(table))
+        table.to_csv(out / f"{model}.csv", index=False)
+        console.print(to_rich(table, f"{model}: against its own full-context output"))
+        models.append(_section(store, model, mine, table, out / "figures"))
+    environment = Environment(
+        loader=PackageLoader("topi.report", "."), autoescape=True, undefined=StrictUndefined
+    )
+    page = out / "index.html"
+    page.write_text(environment.get_template("page.html.j2").render(models=models, columns=COLUMNS))
+    console.print(f"Page: {page}")
+    return page
+
+
+def _section(
+    store: Store, model: str, rows: pd.DataFrame, table: pd.DataFrame, folder: Path
+) -> dict[str, Any]:
+    """Everything the template needs of one model."""
+    cells = [cell for cell in store.load_cells() if cell.key in set(rows["cell"])]
+    common, own = split_facts({cell.key: cell.manifest for cell in cells})
+    labels = rows.drop_duplicates("cell").set_index("cell")["label"]
+    counts = rows["cell"].value_counts()
+    return {
+        "name": model,
+        "warning": STAND_IN if "standin" in model else TINY if model.startswith("tiny") else "",
+        "samples": rows["sample"].nunique(),
+        "glance": [_glance(line) for _, line in table[table["category"] == ALL].iterrows()],
+        "sections": sections(table),
+        "notes": notes(table),
+        "differences": [_difference(line) for _, line in difference_table(rows).iterrows()],
+        "figures": list(_figures(store, model, rows, table, folder)),
+        "facts": common,
+        "cells": [(key, labels[key], counts[key], own[key]) for key in labels.index],
+    }
+
+
+def _glance(line: pd.Series) -> dict[str, str]:
+    """What a method kept, lost and gained, in words."""
+    kept = f"{line['keep_ratio']:.0%} of the reference tokens, averaged over all model calls"
+    if line["keep_ratio"] == 1:
+        kept = "all reference tokens"
+    if line["n"] == line["identical"]:
+        lost = "nothing: every output equals the full one bit for bit"
+    else:
+        lost = f"{line['psnr']:.1f} dB PSNR, {line['ssim']:.3f} SSIM"
+        lost += f", {line['lpips']:.3f} LPIPS to full" if pd.notna(line["lpips"]) else " to full"
+    gained = f"{line['flop_speedup']:.2f}× by counted FLOPs"
+    if pd.notna(line["speedup"]):
+        span = f"{line['speedup_low']:.2f} to {line['speedup_high']:.2f}"
+        gained += f", {line['speedup']:.2f}× measured ({span})"
+    return {"label": line["label"], "kept": kept, "lost": lost, "gained": gained}
+
+
+def _difference(line: pd.Series) -> dict[str, str]:
+    """One paired comparison in words; a side is ahead only if the interval excludes zero."""
+    if not line["n"]:
+        verdict = "no sample to compare"
+    elif line["low"] > 0:
+        verdict = f"{line['label']} is closer to full"
+    elif line["high"] < 0:
+        verdict = f"{line['other']} is closer to full"
+    else:
+        verdict = "no clear difference"
+    return {
+        "pair": f"{line['label']} − {line['other']}",
+        "value": f"{line['value']:+.2f} dB [{line['low']:+.2f}, {line['high']:+.2f}]",
+        "n": str(line["n"]),
+        "verdict": verdict,
+    }
+
+
+def _figures(
+    store: Store, model: str, rows: pd.DataFrame, table: pd.DataFrame, folder: Path
+) -> Iterator[Shown]:
+    def shown(figure: Figure, name: str, title: str, caption: str, wide: bool = False) -> Shown:
+        path = figures.save(figure, folder, f"{model}_{name}")
+        content = base64.b64encode(path.read_bytes()).decode()
+        return Shown(title, f"data:image/png;base64,{content}", caption, wide)
+
+    pictures = gather(store, rows)
+    for category in dict.fromkeys(picture.category for picture in pictures):
+        yield shown(
+            figures.grid([p for p in pictures if p.category == category]),
+            f"grid_{category}",
+            f"{category_title(category)}: what each method kept and lost",
+            "Reference, full-context output and each method's output with its PSNR to the full "
+            "one; below, what was lost and, for pruning methods, the reference tokens kept (gold) and "
+            "dropped (dark) at the first and the last anchor.",
+            wide=True,
+        )
+    if (table["method"] != "full").any():
+        yield shown(
+            figures.quality_against_speed(table),
+            "quality_speed",
+            "Quality against speed",
+            "All categories pooled, one line per method through its sweep, bars are 95 % bootstrap "
+            "intervals. The dotted line is the speed of the full run.",
+        )
+    steps = keep_ratios(store, rows)
+    if not steps.empty:
+        yield shown(
+            figures.keep_ratio_by_step(steps),
+            "keep_ratio",
+            "Tokens kept, step by step",
+            "Mean over samples, band from the 10th to the 90th percentile. Anchor steps run on the "
+            "full context.",
+        )
+
+
+def split_facts(
+    manifests: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """Manifest entries that all cells share, and per cell the others, under dotted names."""
+    flat = {key: dict(_flatten(manifest)) for key, manifest in manifests.items()}
+    names = dict.fromkeys(name for facts in flat.values() for name in facts)
+    common = {n for n in names if len({facts.get(n) for facts in flat.values()}) == 1}
+    first = next(iter(flat.values()))
+    shared = {name: first[name] for name in names if name in common}
+    return shared, {
+        key: {n: v for n, v in facts.items() if n not in common} for key, facts in flat.items()
+    }
+
+
+def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flatten(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, str(value)

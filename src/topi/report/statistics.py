@@ -1,0 +1,67 @@
+"""Estimates with bootstrap intervals; methods are compared on the samples they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf, nan
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic of `n` values with its percentile interval at 95 %.
+
+    `infinite` counts values left out because they are infinite: the PSNR of an output equal to the
+    full-context one.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    infinite: int = 0
+
+
+def bootstrap(
+    values: ArrayLike, statistic: Callable[..., np.ndarray] = np.mean, seed: int = 0
+) -> Estimate:
+    """Estimate `statistic` over a vector, with its percentile bootstrap interval (seeded).
+
+    Infinite values would turn any mean into infinity, so they are counted and left out; if all are
+    infinite the estimate is. NaN are dropped. An empty vector gives NaN, a single value an interval
+    of no width.
+    """
+    values = np.asarray(values, dtype=float).ravel()
+    values = values[~np.isnan(values)]
+    finite = values[np.isfinite(values)]
+    infinite = len(values) - len(finite)
+    if not len(finite):
+        value = inf if infinite else nan
+        return Estimate(value, value, value, 0, infinite)
+    draws = np.random.default_rng(seed).integers(len(finite), size=(RESAMPLES, len(finite)))
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(statistic(finite[draws], axis=1), [tail, 1 - tail])
+    return Estimate(float(statistic(finite)), float(low), float(high), len(finite), infinite)
+
+
+def speedup(latency: pd.DataFrame) -> Estimate:
+    """Median of `seconds_full / seconds_method`, one pair per timed repeat."""
+    return bootstrap(latency["seconds_full"] / latency["seconds_method"], np.median)
+
+
+def paired_difference(rows: pd.DataFrame, label: str, other: str, metric: str) -> Estimate:
+    """Mean of `label` minus `other` over the samples and seeds both have, finite scores only."""
+    wide = rows.pivot_table(
+        index=["sample", "seed"], columns="label", values=metric, aggfunc="first"
+    )
+    if not {label, other} <= set(wide.columns):
+        return bootstrap([])
+    both = wide[[label, other]].replace([inf, -inf], nan).dropna()
+    return bootstrap(both[label] - both[other])

@@ -1,0 +1,246 @@
+"""The table per category and method: a frame of numbers; console table, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import isinf, isnan
+
+import pandas as pd
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from topi.report.statistics import bootstrap, paired_difference, speedup
+
+CATEGORIES = ("camera_move", "global_edit", "implicit_change", "local_edit")
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column; `best` is +1 where more is better, -1 where less is, 0 where neither is."""
+
+    name: str
+    title: str
+    arrow: str
+    digits: int
+    best: int
+    unit: str = ""
+    interval: bool = False
+
+    @property
+    def heading(self) -> str:
+        """Title with the direction of better, as the paper's tables print it."""
+        return f"{self.title}{self.arrow}"
+
+
+COLUMNS = (
+    Column("psnr", "PSNR", "↑", 2, +1),
+    Column("ssim", "SSIM", "↑", 3, +1),
+    Column("lpips", "LPIPS", "↓", 3, -1),
+    Column("keep_ratio", "Kept", "", 2, 0),
+    Column("flop_speedup", "FLOP-ideal", "↑", 2, +1, unit="×"),
+    Column("speedup", "Measured", "↑", 2, +1, unit="×", interval=True),
+)
+"""What a reader compares: distance to the full output, tokens kept, speed over the full run."""
+
+
+def category_title(category: str) -> str:
+    """`camera_move` as a heading."""
+    return "All categories" if category == ALL else category.replace("_", " ").capitalize()
+
+
+def categories_of(rows: pd.DataFrame) -> list[str]:
+    """The categories present, the four of the paper first and in its order."""
+    present = set(rows["category"])
+    return [c for c in CATEGORIES if c in present] + sorted(present - set(CATEGORIES))
+
+
+def in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows sorted by label as the paper's tables are: full, the other methods, ToPi last."""
+    order = rows["method"].map(lambda method: (method != "full") + (method == "topi"))
+    rows = rows.assign(_order=order).sort_values(["_order", "method", "label"], kind="stable")
+    return rows.drop(columns="_order")
+
+
+def quality_table(rows: pd.DataFrame, latency: pd.DataFrame) -> pd.DataFrame:
+    """One line per (category, label), with every estimate and its interval.
+
+    Args:
+        rows: per-sample rows of one model (`Store.rows`).
+        latency: timed pairs of the same cells (`Store.latency`); may be empty.
+
+    Returns:
+        Columns `category, label, method, n, identical`, then `<name>, <name>_low, <name>_high` for
+        each of `COLUMNS`.
+    """
+    rows = in_order(rows)
+    timed = latency.merge(rows[["cell", "sample", "category", "label"]], on=["cell", "sample"])
+    lines = []
+    for category in [*categories_of(rows), ALL]:
+        inside = rows if category == ALL else rows[rows["category"] == category]
+        pairs = timed if category == ALL else timed[timed["category"] == category]
+        for label, group in inside.groupby("label", sort=False):
+            line = {"category": category, "label": label, "method": group["method"].iloc[0]}
+            line |= {"n": len(group), "identical": 0}
+            for column in COLUMNS:
+                name = column.name
+                if name == "speedup":
+                    estimate = speedup(pairs[pairs["label"] == label])
+                else:
+                    estimate = bootstrap(group[name])
+                line |= {
+                    name: estimate.value,
+                    f"{name}_low": estimate.low,
+                    f"{name}_high": estimate.high,
+                }
+                if name == "psnr":
+                    line["identical"] = estimate.infinite
+            lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def cell_text(line: pd.Series, column: Column) -> str:
+    """The text of one cell; `–`: not measured, `∞`: every output equals the full one."""
+    value = line[column.name]
+    if isnan(value):
+        return "–"
+    if isinf(value):
+        return "∞"
+    text = f"{value:.{column.digits}f}{column.unit}"
+    if column.name == "psnr" and line["identical"]:
+        text += "*"
+    if column.interval:
+        text += f" [{line[column.name + '_low']:.2f}, {line[column.name + '_high']:.2f}]"
+    return text
+
+
+def is_best(table: pd.DataFrame, line: pd.Series, column: Column) -> bool:
+    """Whether this line prints the best value of its category, ties included; full is no rival."""
+    if not column.best or line["method"] == "full" or isnan(line[column.name]):
+        return False
+    rivals = table[(table["category"] == line["category"]) & (table["method"] != "full")]
+    if len(rivals) < 2:
+        return False
+    shown = (column.best * rivals[column.name]).round(column.digits)
+    return round(column.best * line[column.name], column.digits) >= shown.max()
+
+
+def sections(
+    table: pd.DataFrame,
+) -> list[tuple[str, list[tuple[str, int, list[tuple[str, bool]]]]]]:
+    """The table as text, cells by `COLUMNS`: `(category, [(label, n, [(text, best), ...]), ...])`."""
+    return [
+        (
+            category_title(category),
+            [
+                (
+                    line["label"],
+                    line["n"],
+                    [(cell_text(line, c), is_best(table, line, c)) for c in COLUMNS],
+                )
+                for _, line in group.iterrows()
+            ],
+        )
+        for category, group in table.groupby("category", sort=False)
+    ]
+
+
+def notes(table: pd.DataFrame) -> list[str]:
+    """What a reader must know to read the table."""
+    lines = [
+        "PSNR (dB), SSIM and LPIPS-Alex compare with the full-context output of the same model, "
+        "sample and seed; means over n samples.",
+        "Kept: mean share of reference tokens over all model calls, full-context steps included.",
+        "FLOP-ideal: counted floating-point operations, full over method. Measured: median of "
+        "interleaved pairs of runs, full over method, with a 95 % bootstrap interval.",
+    ]
+    if table["identical"].any():
+        lines.append(
+            "* Outputs equal to the full one have an infinite PSNR, which is not in the mean."
+        )
+    return lines
+
+
+def to_rich(table: pd.DataFrame, title: str) -> Table:
+    """The table for the console."""
+    view = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    view.add_column("Method", no_wrap=True)
+    view.add_column("n", justify="right")
+    for column in COLUMNS:
+        view.add_column(column.heading.replace("-", "-\n"), justify="right", no_wrap=True)
+    for category, lines in sections(table):
+        view.add_row(f"[bold]{category}[/bold]")
+        for label, n, cells in lines:
+            shown = [Text(text, style="bold green" if best else "") for text, best in cells]
+            view.add_row(f"  {label}", str(n), *shown)
+        view.add_section()
+    return view
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """The table as Markdown, best values bold."""
+    heading = ["Category", "Method", "n", *(column.heading for column in COLUMNS)]
+    lines = [heading, ["---", "---", *["---:"] * (len(heading) - 2)]]
+    for category, rows in sections(table):
+        for number, (label, n, cells) in enumerate(rows):
+            shown = [f"**{text}**" if best else text for text, best in cells]
+            lines.append([category if number == 0 else "", label, str(n), *shown])
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return body + "\n\n" + "\n".join(f"- {note}" for note in notes(table)) + "\n"
+
+
+def to_latex(table: pd.DataFrame) -> str:
+    """The table as a LaTeX `tabular` (needs `booktabs`), best values bold."""
+    symbols = str.maketrans(
+        {
+            "↑": r"$\uparrow$",
+            "↓": r"$\downarrow$",
+            "×": r"$\times$",
+            "∞": r"$\infty$",
+            "–": "--",
+            "_": r"\_",
+            "*": "$^*$",
+        }
+    )
+
+    def row(*cells: str) -> str:
+        return " & ".join(cells) + r" \\"
+
+    body = []
+    for category, rows in sections(table):
+        body.append(r"\midrule")
+        for number, (label, n, cells) in enumerate(rows):
+            texts = [(text.translate(symbols), best) for text, best in cells]
+            shown = [rf"\textbf{{{text}}}" if best else text for text, best in texts]
+            head = (category if number == 0 else "").translate(symbols)
+            body.append(row(head, label.translate(symbols), str(n), *shown))
+    headings = [column.heading.translate(symbols) for column in COLUMNS]
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{ll{'r' * (1 + len(COLUMNS))}}}",
+            r"\toprule",
+            row("Category", "Method", "n", *headings),
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
+
+
+def difference_table(rows: pd.DataFrame, metric: str = "psnr") -> pd.DataFrame:
+    """Paired differences of `metric`: each label of the last method (ToPi) minus the others'.
+
+    A difference compares two methods on the very same samples and seeds, so its interval is
+    narrower than those of the two means.
+
+    Returns:
+        Columns `label, other` and those of `Estimate`.
+    """
+    rows = in_order(rows[rows["method"] != "full"])
+    methods = rows.drop_duplicates("label").set_index("label")["method"]
+    return pd.DataFrame(
+        {"label": label, "other": other, **asdict(paired_difference(rows, label, other, metric))}
+        for label in methods.index[methods == methods.iloc[-1:].squeeze()]
+        for other in methods.index[methods != methods[label]]
+    )

@@ -1,0 +1,45 @@
+"""Tiny pipelines for every test; one thread, no network."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """`tiny("flux", dual=1)` -> (pipeline, maker of its call arguments).
+
+    Built once and shared by all tests: methods must leave a pipeline as they found it.
+    """
+    import torch
+
+    from topi.models import tiny as models
+
+    torch.set_num_threads(1)
+    built = {}
+
+    def build(kind, **options):
+        key = (kind, *sorted(options.items()))
+        if key not in built:
+            built[key] = getattr(models, f"tiny_{kind}")(**options)
+        return built[key]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def flux(tiny):
+    return tiny("flux")
+
+
+@pytest.fixture(scope="session")
+def qwen(tiny):
+    return tiny("qwen")
+
+
+@pytest.fixture(scope="session")
+def qwen_plus(tiny):
+    return tiny("qwen_plus")

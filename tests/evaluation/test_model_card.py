@@ -1,0 +1,125 @@
+"""Held-out quality, calibration and the model card, on an untrained stand-in of three layers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from topi.data import CATEGORIES, EditSample, MiniEdit
+from topi.evaluation import model_card
+from topi.evaluation.calibration import calibrate
+from topi.evaluation.held_out import compare, edit_batch, psnr
+from topi.models.editor import Editor, ModelConfig
+from topi.models.standin import BlockTransformVAE, kontext_pipeline, new_kontext_transformer
+
+
+@pytest.fixture(scope="module")
+def editor():
+    torch.manual_seed(0)
+    transformer = new_kontext_transformer(heads=2, dual=1, single=3)
+    settings = dict(steps=6, height=64, width=64, front_layers=1)
+    config = ModelConfig("untrained", "kontext", "standin", **settings)
+    return Editor(config, kontext_pipeline(transformer, BlockTransformVAE()), "abc")
+
+
+@pytest.fixture(scope="module")
+def card(editor):
+    return model_card.measure(editor, held_out=8, calibration=8, samples=4)
+
+
+RECIPE = dict(architecture="a", training="t", command="python", cost="nothing")
+
+
+def test_psnr_by_hand():
+    image = np.zeros((4, 4, 3), np.uint8)
+    other = image.copy()
+    other[:2] = 51  # a fifth of the range on half of the pixels
+    assert psnr(image, other) == pytest.approx(10 * np.log10(25 * 2))
+    top = np.zeros((4, 4), bool)
+    top[:2] = True
+    assert psnr(image, other, top) == pytest.approx(10 * np.log10(25))
+
+
+def test_compare_tells_the_regions_apart():
+    reference = np.full((8, 8, 3), 100, np.uint8)
+    target = reference.copy()
+    target[:4] = 200
+    edited = target.copy()
+    edited[4:] = 110  # the edit is perfect, the rest is off by ten
+    images = [Image.fromarray(a) for a in (reference, target, edited)]
+    sample = EditSample("s", "local_edit", "add", "x", (images[0],), images[1])
+    row = compare(sample, images[2])
+    assert row["psnr_changed"] > 70
+    assert row["psnr_unchanged"] == pytest.approx(20 * np.log10(25.5))
+    assert row["copy_psnr_changed"] == pytest.approx(20 * np.log10(2.55))
+    assert row["copy_psnr_unchanged"] > 70
+
+
+def test_unchanged_sample_has_no_changed_region():
+    image = Image.new("RGB", (8, 8), "red")
+    row = compare(EditSample("s", "local_edit", "add", "x", (image,), image), image)
+    assert row["psnr_changed"] is None and row["psnr_unchanged"] is not None
+
+
+def test_batched_edits_equal_single_ones(editor):
+    samples = [MiniEdit(size=64)[i] for i in range(3)]
+    batch = edit_batch(editor, samples, seed=5)
+    for sample, image in zip(samples, batch, strict=True):
+        single = np.asarray(editor.edit(sample, seed=5), int)
+        assert np.abs(single - np.asarray(image)).max() <= 1
+
+
+def test_calibration_ranks_layers_by_their_attention_to_references(editor):
+    result = calibrate(editor, [MiniEdit("calibration", 64)[i] for i in range(4)], top=2)
+    assert len(result.by_layer) == 4 and len(result.by_step) == editor.steps
+    assert all(0 < s < 1 for s in result.by_layer + result.by_step)
+    assert set(result.by_category) == set(CATEGORIES)
+    others = set(range(4)) - set(result.layers)
+    assert min(result.by_layer[k] for k in result.layers) >= max(result.by_layer[k] for k in others)
+    mean = np.mean([result.by_category[c] for c in CATEGORIES], 0)
+    assert np.allclose(mean, result.by_layer)
+
+
+def test_measured_card_is_complete(card, editor):
+    assert set(card["pruning"]["half"]) == set(model_card.HALF)
+    influence = card["pruning"]["half"]["influence (Eq. 9)"]
+    assert influence["minus_influence"] == 0
+    for row in card["pruning"]["half"].values():
+        assert all(ratio == pytest.approx(0.5) for ratio in row["keep_ratio"].values())
+    kept = [card["pruning"]["tau"][f"tau={t}"]["keep_ratio"] for t in model_card.TAUS]
+    for category in CATEGORIES:
+        assert kept[0][category] <= kept[1][category] <= kept[2][category] <= 1
+    assert card["quality"]["samples"] == 8
+    assert editor.transformer.config["representative_layers"] == card["calibration"]["layers"] or (
+        tuple(editor.transformer.config["representative_layers"]) == card["calibration"]["layers"]
+    )
+
+
+def test_card_is_written_beside_the_weights(card, tmp_path):
+    (tmp_path / "recipe.json").write_text(json.dumps(RECIPE))
+    (tmp_path / "config.json").write_text(json.dumps({"num_layers": 1}))
+    model_card.write(card, tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "not the weights" in text and "{{" not in text and "{%" not in text
+    for table_row in ("| camera_move |", "| tau=0.85 |", "| random, redrawn at anchors |"):
+        assert table_row in text
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config == {"num_layers": 1, "representative_layers": list(card["calibration"]["layers"])}
+    assert json.loads((tmp_path / "card.json").read_text())["quality"]["samples"] == 8
+
+
+@pytest.mark.parametrize(
+    "difference, sentence",
+    [
+        (2.0, "Random tokens beat the influence score here by 2.0 dB"),
+        (-2.0, "The influence score beats random tokens here by 2.0 dB"),
+        (0.1, "do not differ here"),
+    ],
+)
+def test_card_says_what_the_numbers_say(card, difference, sentence):
+    changed = json.loads(json.dumps(card))
+    random = changed["pruning"]["half"]["random, redrawn at anchors"]
+    random |= {"minus_influence": difference, "standard_error": 0.5}
+    assert sentence in model_card.render(changed, RECIPE)

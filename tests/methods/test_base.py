@@ -1,0 +1,108 @@
+"""Finding methods by name, their parameters, and the attention probe."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from topi import Full, RandomTokens, ToPi
+from topi.errors import ToPiError
+from topi.methods import METHODS, Method, make_method
+from topi.methods.probe import AttentionProbe
+
+
+def test_methods_are_found_under_their_names():
+    assert {"full", "topi", "tomesd", "tomesd_ref", "toma", "toma_ref", "random", "checker"} == set(
+        METHODS
+    )
+    assert METHODS["topi"] is ToPi
+    for name in METHODS:
+        assert make_method(name).name == name
+
+
+def test_parameters_are_those_it_was_built_with():
+    method = make_method("random", ratio=0.25, fixed=True)
+    assert isinstance(method, RandomTokens)
+    assert RandomTokens(**method.params) == method
+    assert method.params["ratio"] == 0.25
+    assert Full().params == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "message"),
+    [
+        ("topy", {}, r"no method 'topy'; choose one of: checker, full, random"),
+        ("random", {"ration": 1}, r"no parameter ration; it takes: .*ratio, fixed, seed"),
+        ("full", {"trace": []}, r"no parameter trace; it takes: none"),
+        ("topi", {"score": "x"}, r"score='x' is unknown"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_valid_ones(name, params, message):
+    with pytest.raises(ToPiError, match=message):
+        make_method(name, **params)
+
+
+def test_a_method_that_overrides_nothing_is_not_asked(flux):
+    class Silent(Method):
+        pass
+
+    assert not Silent().observes
+    assert not Silent().merges
+    assert ToPi().observes
+
+
+def test_full_records_every_call_as_full(qwen):
+    pipe, call = qwen
+    with Full()(pipe) as method:
+        pipe(**call(steps=2))
+    assert [(r.step, r.branch, r.keep_ratio, r.kept, r.anchor) for r in method.trace] == [
+        (step, branch, 1.0, None, False) for step in (0, 1) for branch in ("cond", "uncond")
+    ]
+
+
+class TestAttentionProbe:
+    def test_mass_of_every_layer_step_and_branch(self, qwen):
+        pipe, call = qwen
+        plain = pipe(**call(steps=2)).images
+        with AttentionProbe()(pipe) as probe:
+            assert torch.equal(pipe(**call(steps=2)).images, plain)
+            pipe(**call(steps=2))
+        assert set(probe.mass) == {
+            (step, branch, layer)
+            for step in (0, 1)
+            for branch in ("cond", "uncond")
+            for layer in range(6)
+        }
+        for shares in probe.mass.values():
+            assert len(shares) == 2
+            assert shares[0] == shares[1]
+            assert 0 < shares[0] < 1
+        assert probe.received == {}
+
+    def test_maps_add_up_to_the_mass(self, flux):
+        pipe, call = flux
+        with AttentionProbe(layers=(2,), maps=True)(pipe) as probe:
+            pipe(**call(steps=1, batch=2))
+        assert set(probe.mass) == {(0, "cond", 2)}
+        (received,) = probe.received[0, "cond", 2]
+        assert received.shape == (2, 64)
+        assert float(received.sum(1).mean() / 64) == pytest.approx(probe.mass[0, "cond", 2][0])
+
+    def test_representative_layers_are_the_most_sensitive(self):
+        probe = AttentionProbe()
+        shares = {0: 0.1, 1: 0.4, 2: 0.3, 3: 0.2}
+        for layer, share in shares.items():
+            probe.mass[0, "cond", layer] = [share, share]
+            probe.mass[1, "cond", layer] = [share + 0.1, share + 0.1]
+        assert probe.sensitivity() == pytest.approx({k: v + 0.05 for k, v in shares.items()})
+        assert probe.representative_layers(2) == (1, 2)
+
+    def test_layers_out_of_range(self, flux):
+        with pytest.raises(ToPiError, match=r"layers \[9\]"), AttentionProbe(layers=(9,))(flux[0]):
+            pass
+
+
+def test_importing_the_package_alone_is_light():
+    code = "import sys, topi; assert not {'torch', 'diffusers'} & set(sys.modules), 'heavy'"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,98 @@
+"""Editors: the real pipeline classes, called the project's way; missing weights are one sentence."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from topi.data import EditSample, MiniEdit
+from topi.errors import ToPiError
+from topi.models.editor import PIPELINES, ModelConfig, load_editor
+
+TINY = dict(source="tiny", steps=2, height=128, width=128)
+
+
+def tiny(kind: str, **more):
+    return load_editor(dict(name=f"tiny_{kind}", kind=kind, **TINY) | more)
+
+
+@pytest.mark.parametrize("kind", PIPELINES)
+def test_tiny_editor_runs_the_real_pipeline_class(kind):
+    editor = tiny(kind, true_cfg=4.0 if "qwen" in kind else 1.0)
+    assert issubclass(type(editor.pipe), PIPELINES[kind])
+    sample = MiniEdit(size=128)[0]
+    image = editor.edit(sample, seed=3)
+    assert image.size == (128, 128)
+    assert np.array_equal(image, editor.edit(sample, seed=3))
+    assert not np.array_equal(image, editor.edit(sample, seed=4))
+
+
+def test_instruction_matters_to_a_tiny_editor():
+    editor = tiny("kontext")
+    samples = [MiniEdit(size=128)[i] for i in (0, 1)]
+    same_picture = [
+        EditSample("x", s.category, s.task, s.instruction, samples[0].references) for s in samples
+    ]
+    first, second = (np.asarray(editor.edit(s)) for s in same_picture)
+    assert not np.array_equal(first, second)
+
+
+def test_registered_layers_reach_the_transformer():
+    editor = tiny("kontext", representative_layers=[1, 3])
+    assert list(editor.transformer.config["representative_layers"]) == [1, 3]
+
+
+def test_several_references_need_the_plus_pipeline():
+    red, blue = (Image.new("RGB", (128, 128), c) for c in ("red", "blue"))
+    sample = EditSample("two", "local_edit", "add", "use both", (red, blue))
+    assert tiny("qwen_edit_plus").edit(sample).size == (128, 128)
+    for kind in ("kontext", "qwen_edit"):
+        with pytest.raises(ToPiError, match="has 2 references.*qwen_edit_plus"):
+            tiny(kind).edit(sample)
+
+
+def test_truncated_reference_is_named(tmp_path):
+    file = tmp_path / "a.png"
+    Image.effect_noise((128, 128), 80).save(file)
+    file.write_bytes(file.read_bytes()[:3000])
+    lazy = Image.open(file)  # PIL notices the damage when the pixels are read
+    sample = EditSample("broken-one", "local_edit", "add", "x", (lazy,))
+    with pytest.raises(ToPiError, match="broken-one cannot be read"):
+        tiny("kontext").edit(sample)
+
+
+def test_missing_weights_are_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = dict(name="flux_kontext", kind="kontext", source="hub", steps=40, height=64, width=64)
+    with pytest.raises(ToPiError) as caught:
+        load_editor(config | {"hub_id": str(tmp_path / "nowhere"), "dtype": "bfloat16"})
+    message = str(caught.value)
+    assert "flux_kontext" in message and "hf download" in message and "model.hub_id" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"kind": "sdxl"}, "choose from kontext, qwen_edit, qwen_edit_plus"),
+        ({"source": "disk"}, "choose from hub, standin, tiny"),
+        ({"offload": "all"}, "choose from none, model, sequential"),
+        ({"dtype": "float33"}, "no torch dtype"),
+        ({"steps": 0}, "at least 1"),
+        ({"stepz": 4}, "unknown model fields.*stepz"),
+    ],
+)
+def test_bad_configuration_is_refused(change, words):
+    with pytest.raises(ToPiError, match=words):
+        load_editor(dict(name="t", kind="kontext", **TINY) | change)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to offload from")
+def test_offload_without_gpu_is_refused():
+    with pytest.raises(ToPiError, match="needs a GPU"):
+        tiny("kontext", offload="model")
+
+
+def test_config_defaults_are_the_papers():
+    config = ModelConfig("m", "kontext", "tiny", steps=1, height=64, width=64)
+    assert config.front_layers == 10

@@ -1,0 +1,78 @@
+"""The shipped stand-in: the real pipeline class, whole weights, and an editor that edits."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxKontextPipeline
+
+from topi.data import MiniEdit
+from topi.data.mini_edit import draw_pair
+from topi.errors import ToPiError
+from topi.evaluation.held_out import held_out_rows
+from topi.models import standin
+from topi.models.editor import load_editor
+from topi.models.standin import BlockTransformVAE
+from topi.models.text import TEXT_DIM, TEXT_TOKENS, PromptCache
+
+
+@pytest.fixture(scope="module")
+def editor():
+    settings = dict(source="standin", steps=20, height=128, width=128)
+    return load_editor(dict(name="kontext_standin", kind="kontext", **settings))
+
+
+def test_block_transform_is_an_autoencoder():
+    vae = BlockTransformVAE()
+    assert torch.allclose(vae.basis @ vae.basis.T, torch.eye(64), atol=1e-5)
+    images = torch.stack([torch.from_numpy(draw_pair("train", k, 64)[0]) for k in range(8)])
+    images = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    vae.fit(images)
+    error = (vae.decode(vae.encode(images).latents).sample - images).square().mean() / 4
+    assert -10 * torch.log10(error) > 30
+    tokens = vae.to_tokens(images)
+    assert torch.allclose(vae.to_tokens(vae.to_images(tokens, (8, 8))), tokens, atol=1e-3)
+    assert tokens.square().mean() == pytest.approx(1, abs=0.8)
+
+
+def test_latents_pack_into_one_token_per_patch():
+    vae, images = BlockTransformVAE(), torch.randn(2, 3, 64, 48)
+    latents = vae.encode(images).latents
+    assert latents.shape == (2, 16, 16, 12)
+    packed = FluxKontextPipeline._pack_latents(latents, 2, 16, 16, 12)
+    assert torch.equal(packed, vae.to_tokens(images))
+
+
+def test_prompts_through_the_pipeline_equal_those_of_training(editor):
+    prompts = ["make it snow", "replace the red ball with a blue house"]
+    hidden, pooled, _ = editor.pipe.encode_prompt(prompts, None, max_sequence_length=512)
+    cached_hidden, cached_pooled = PromptCache()(prompts)
+    assert hidden.shape == (2, TEXT_TOKENS, TEXT_DIM)
+    assert torch.allclose(hidden, cached_hidden, atol=1e-4)
+    assert torch.allclose(pooled, cached_pooled, atol=1e-4)
+
+
+def test_shipped_weights_are_of_the_real_architecture(editor):
+    assert type(editor.pipe) is FluxKontextPipeline
+    transformer = editor.transformer
+    assert 5e6 <= sum(p.numel() for p in transformer.parameters()) <= 8e6
+    assert standin.weights_file().stat().st_size <= 20 * 2**20
+    assert transformer.config.guidance_embeds
+    dual, single = transformer.config.num_layers, transformer.config.num_single_layers
+    assert single == 2 * dual  # the proportion of FLUX.1-Kontext, 19 : 38
+    layers = transformer.config["representative_layers"]
+    assert len(layers) == 3 and set(layers) <= set(range(dual + single))
+
+
+def test_shipped_model_makes_the_edits_it_is_asked_for(editor):
+    rows = held_out_rows(editor, [MiniEdit("evaluation")[i] for i in range(8)])
+    gains = {r["category"]: [] for r in rows}
+    for row in rows:
+        gains[row["category"]].append(row["psnr"] - row["copy_psnr"])
+    # Against handing back the reference; an untrained or broken model loses in every category.
+    assert all(np.mean(gain) > 2 for gain in gains.values()), gains
+
+
+def test_missing_weights_say_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(standin, "weights_folder", lambda: tmp_path)
+    with pytest.raises(ToPiError, match=r"python -m topi\.training"):
+        standin.load_kontext_standin()

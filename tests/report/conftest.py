@@ -1,0 +1,119 @@
+"""A small store written by hand in the on-disk format, with pictures that look like something."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CATEGORIES = ("camera_move", "global_edit", "implicit_change", "local_edit")
+CELLS = {
+    "topi-80": ("topi", "topi tau=0.8", 0.45, 27.0, 1.32),
+    "topi-85": ("topi", "topi tau=0.85", 0.55, 29.0, 1.27),
+    "topi-90": ("topi", "topi tau=0.9", 0.68, 31.0, 1.2),
+    "toma-50": ("toma", "toma", 1.0, 25.5, 1.15),
+}
+STEPS = 12
+ANCHORS = (2, 7)
+
+
+def scene(seed: int, size: int = 128) -> np.ndarray:
+    """A sky, a ground and a disc."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:size, 0:size] / size
+    image = np.stack([120 + 80 * y, 150 + 40 * x, 220 - 120 * y], -1)
+    image[y > 0.7] = rng.integers(60, 160, 3)
+    centre = rng.uniform(0.3, 0.7, 2)
+    image[(x - centre[0]) ** 2 + (y - centre[1]) ** 2 < 0.03] = rng.integers(40, 255, 3)
+    return image
+
+
+def save(array: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array.clip(0, 255).astype(np.uint8)).save(path)
+
+
+def write_lines(path: Path, records: list[dict]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def write_store(root: Path, model: str = "kontext_standin", per_category: int = 3) -> Path:
+    """Write a finished store of four cells over `4 * per_category` samples and return its root."""
+    samples = [(f"eval-{i:03d}", CATEGORIES[i % 4]) for i in range(4 * per_category)]
+    full = root / "full" / f"{model}-full"
+    for i, (sample, _) in enumerate(samples):
+        save(scene(i), full / "references" / f"{sample}_0.png")
+        save(scene(i)[:, ::-1], full / "images" / f"{sample}.png")
+    for number, (name, (method, label, keep, psnr, speed)) in enumerate(CELLS.items()):
+        key = f"{model}-{name}"
+        cell = root / "cells" / key
+        cell.mkdir(parents=True)
+        manifest = {
+            "key": key,
+            "model": model,
+            "method": method,
+            "label": label,
+            "params": {"tau": float(name[-2:]) / 100} if method == "topi" else {"ratio": 0.5},
+            "full_key": full.name,
+            "seed": 0,
+            "steps": STEPS,
+            "git": {"commit": "0123abc", "dirty": False},
+            "versions": {"torch": "2.15.0", "diffusers": "0.42.1"},
+            "device": {"type": "cpu", "threads": 2},
+            "weights": "sha256:feed",
+        }
+        (cell / "manifest.json").write_text(json.dumps(manifest))
+        rows, latency = [], []
+        for i, (sample, category) in enumerate(samples):
+            rng = np.random.default_rng([number, i])
+            save(
+                scene(i)[:, ::-1] + rng.normal(0, 255 / 10 ** (psnr / 20), (128, 128, 3)),
+                cell / "images" / f"{sample}.png",
+            )
+            rows.append(
+                {
+                    "sample": sample,
+                    "index": i,
+                    "category": category,
+                    "task": "pan",
+                    "instruction": f"move the view to the left by {i} tenths, and keep the disc",
+                    "seed": 0,
+                    "psnr": psnr + rng.normal(),
+                    "ssim": psnr / 33,
+                    "lpips": 0.4 - psnr / 100 + rng.normal() / 200,
+                    "keep_ratio": 1 - (1 - keep) * 8 / STEPS,
+                    "flop_speedup": speed,
+                }
+            )
+            if i < 4:
+                for repeat in range(3):
+                    seconds = 2 + rng.normal() / 50
+                    other = seconds / (speed - 0.05) + rng.normal() / 50
+                    latency.append(
+                        {
+                            "sample": sample,
+                            "repeat": repeat,
+                            "seconds_full": seconds,
+                            "seconds_method": other,
+                        }
+                    )
+            if method == "topi":
+                order = np.argsort(rng.random(256) - (np.arange(256) % 16 > 7))
+                counts = [int(256 * keep), int(256 * (keep - 0.2))]
+                anchors = [
+                    {"step": step, "branch": "cond", "kept": sorted(order[:count].tolist())}
+                    for step, count in zip(ANCHORS, counts, strict=True)
+                ]
+                path = cell / "masks" / f"{sample}.json"
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(json.dumps({"grids": [[16, 16]], "anchors": anchors}))
+        write_lines(cell / "rows.jsonl", rows)
+        write_lines(cell / "latency.jsonl", latency)
+        (cell / "complete.json").write_text("{}")
+    return root
+
+
+@pytest.fixture(scope="session")
+def store_root(tmp_path_factory) -> Path:
+    return write_store(tmp_path_factory.mktemp("store"))
