@@ -20,7 +20,7 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	touch $@
 
 .weights/alexnet.ckpt: $(VENV)/.ready src/topi/evaluation/lpips_weights.txt
-	$(BIN)/python -c "from topi.evaluation.lpips_weights import fetch; fetch()"
+	$(BIN)/topi fetch-lpips
 	touch $@
 
 test: setup

@@ -23,8 +23,7 @@ __all__ = ["Checkerboard", "Full", "RandomTokens", "ToMA", "ToMeSD", "ToPi"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a method when it is asked for: `import topi` alone loads neither torch nor
-    diffusers."""
+    """Import a method when it is asked for, so that `import topi` alone is quick."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"topi.methods.{_HOMES[name]}"), name)

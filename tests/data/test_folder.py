@@ -64,7 +64,7 @@ def test_missing_list_says_what_to_write(tmp_path):
 
 def test_missing_image_is_named(folder):
     data = EditFolder(write(folder, {"image": "c.png", "instruction": "x"}))
-    with pytest.raises(ToPiError, match="c.png .*does not exist"):
+    with pytest.raises(ToPiError, match=r"c\.png .*does not exist"):
         data[0]
 
 

@@ -96,7 +96,9 @@ def test_changed_mask_marks_the_true_edit():
 
 def test_fingerprint_tells_settings_apart():
     prints = {
-        MiniEdit(split, size).fingerprint() for split in ("train", "evaluation") for size in (64, 96)
+        MiniEdit(split, size).fingerprint()
+        for split in ("train", "evaluation")
+        for size in (64, 96)
     }
     assert len(prints) == 4
 

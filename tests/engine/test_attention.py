@@ -84,7 +84,7 @@ def test_half_precision_inputs_are_scored_in_single():
 
 
 def peak_bytes(function):
-    """The most CPU memory held at once by what `function` allocates, from the allocator's events."""
+    """The most CPU memory held at once by what `function` allocates, from its events."""
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:

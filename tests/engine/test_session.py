@@ -177,12 +177,16 @@ class TestRemoval:
     def test_nothing_stays_behind(self, tiny, kind):
         pipe, call = tiny(kind)
         pipe(**call(steps=1))  # Qwen pipelines leave a hook registry of their own
+        registry = getattr(pipe.transformer, "_diffusers_hook", None)
+        if registry is not None:
+            registry.invalidate_child_registries_cache()
         before, plain = state(pipe), pipe(**call()).images
         for method in (ToPi(**small), SameTokens("block"), Full()):
             with method(pipe):
                 pipe(**call(steps=2))
                 assert not same_state(state(pipe), before)
             assert same_state(state(pipe), before)
+            assert registry is None or not registry._get_child_registries()
         assert torch.equal(pipe(**call()).images, plain)
 
     @pytest.mark.parametrize("kind", KINDS)
@@ -239,12 +243,24 @@ class TestRemoval:
         add_hook_to_module(pipe.transformer, ModelHook())
         with ToPi(ratio=0.5, **small)(pipe) as method:
             for _ in range(2):
+                method.trace = []
                 pipe(**call(steps=3))
                 assert [len(record.kept or ()) for record in method.trace] == [0, 0, 32]
                 remove_hook_from_module(pipe.transformer)
                 add_hook_to_module(pipe.transformer, ModelHook())
         remove_hook_from_module(pipe.transformer)
         pipe.transformer.__dict__.pop("forward")  # accelerate leaves the bound method
+        assert same_state(state(pipe), before)
+
+    def test_offloading_that_begins_inside_stays(self, flux):
+        pipe, call = flux
+        before, plain = state(pipe), pipe(**call(steps=2)).images
+        with ToPi(**small)(pipe):
+            add_hook_to_module(pipe.transformer, ModelHook())
+        assert hasattr(pipe.transformer, "_hf_hook")
+        assert torch.equal(pipe(**call(steps=2)).images, plain)
+        remove_hook_from_module(pipe.transformer)
+        pipe.transformer.__dict__.pop("forward")
         assert same_state(state(pipe), before)
 
     def test_one_tapped_class_per_processor_class(self, flux):
@@ -347,6 +363,22 @@ class TestNoLeaks:
             hook.remove()
             assert torch.equal(pipe(**call()).images, clean)
             assert kept(method) == trace
+
+    def test_a_bare_transformer_call_that_failed_is_no_step(self, flux):
+        pipe, call = flux
+        calls = []
+        hook = pipe.transformer.register_forward_pre_hook(
+            lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True
+        )
+        pipe(**call(steps=1))
+        hook.remove()
+        fail = pipe.transformer.proj_out.register_forward_pre_hook(lambda module, args: 1 / 0)
+        with Full()(pipe) as method, torch.no_grad():
+            with pytest.raises(ZeroDivisionError):
+                pipe.transformer(**calls[0])
+            fail.remove()
+            pipe.transformer(**calls[0])
+        assert [(record.step, record.branch) for record in method.trace] == [(0, "cond")]
 
     def test_another_size_and_batch_in_between(self, flux):
         pipe, call = flux

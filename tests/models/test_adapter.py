@@ -1,5 +1,7 @@
 """The contract every registered adapter fulfils, and what each reads from its pipeline."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -130,6 +132,18 @@ class TestContract:
         kept = layout.n_target + len(range(0, layout.n_reference, 3))
         assert lengths == [layout.n_image] * 2 + [kept] * 4
         assert output.shape[1] == kept
+
+    def test_arguments_may_be_positional(self, model):
+        pipe, call = model
+        kwargs = transformer_calls(pipe, call(steps=1))[0]
+        names = list(inspect.signature(type(pipe.transformer).forward).parameters)[1:]
+        arguments = [kwargs.get(name) for name in names[: names.index("return_dict")]]
+        with ToPi(tau=0.5, front_layers=1, layers=(1,), first_anchor=0)(pipe), torch.no_grad():
+            outputs = []
+            for _ in range(2):  # an anchor, then a pruned step
+                kwargs["timestep"] = arguments[names.index("timestep")] = kwargs["timestep"] - 0.1
+                outputs.append(pipe.transformer(*arguments).sample)
+        assert outputs[0].shape[1] > outputs[1].shape[1]
 
 
 class TestLayout:

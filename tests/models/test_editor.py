@@ -1,4 +1,4 @@
-"""Editors: the real pipeline classes, called the project's way; missing weights are one sentence."""
+"""Editors run the real pipeline classes; missing weights are one sentence."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_several_references_need_the_plus_pipeline():
     sample = EditSample("two", "local_edit", "add", "use both", (red, blue))
     assert tiny("qwen_edit_plus").edit(sample).size == (128, 128)
     for kind in ("kontext", "qwen_edit"):
-        with pytest.raises(ToPiError, match="has 2 references.*qwen_edit_plus"):
+        with pytest.raises(ToPiError, match=r"has 2 references.*qwen_edit_plus"):
             tiny(kind).edit(sample)
 
 

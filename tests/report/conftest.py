@@ -38,19 +38,21 @@ def write_lines(path: Path, records: list[dict]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def write_store(root: Path, model: str = "kontext_standin", per_category: int = 3) -> Path:
-    """Write a finished store of four cells over `4 * per_category` samples and return its root."""
+def write_store(root: Path, weights: str = "sha256:feed", per_category: int = 3) -> Path:
+    """Write four finished cells over `4 * per_category` samples and return the store's root."""
+    model, run = "kontext_standin", f"kontext_standin-{weights[-4:]}"
     samples = [(f"eval-{i:03d}", CATEGORIES[i % 4]) for i in range(4 * per_category)]
-    full = root / "full" / f"{model}-full"
+    full = root / "full" / run
     for i, (sample, _) in enumerate(samples):
         save(scene(i), full / "references" / f"{sample}_0.png")
         save(scene(i)[:, ::-1], full / "images" / f"{sample}.png")
     for number, (name, (method, label, keep, psnr, speed)) in enumerate(CELLS.items()):
-        key = f"{model}-{name}"
+        key = f"{run}-{name}"
         cell = root / "cells" / key
         cell.mkdir(parents=True)
         manifest = {
-            "key": key,
+            "created": f"2026-01-01T00:00:0{number}",
+            "count": len(samples),
             "model": model,
             "method": method,
             "label": label,
@@ -60,8 +62,10 @@ def write_store(root: Path, model: str = "kontext_standin", per_category: int = 
             "steps": STEPS,
             "git": {"commit": "0123abc", "dirty": False},
             "versions": {"torch": "2.15.0", "diffusers": "0.42.1"},
-            "device": {"type": "cpu", "threads": 2},
-            "weights": "sha256:feed",
+            "device": {"name": "cpu", "threads": 2},
+            "weights": weights,
+            "full": {"seed": 0, "weights": weights, "model": {"steps": STEPS}},
+            "config": {"lpips": True},
         }
         (cell / "manifest.json").write_text(json.dumps(manifest))
         rows, latency = [], []
@@ -84,6 +88,7 @@ def write_store(root: Path, model: str = "kontext_standin", per_category: int = 
                     "lpips": 0.4 - psnr / 100 + rng.normal() / 200,
                     "keep_ratio": 1 - (1 - keep) * 8 / STEPS,
                     "flop_speedup": speed,
+                    "calls": STEPS,
                 }
             )
             if i < 4:
@@ -117,3 +122,8 @@ def write_store(root: Path, model: str = "kontext_standin", per_category: int = 
 @pytest.fixture(scope="session")
 def store_root(tmp_path_factory) -> Path:
     return write_store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def new_store():
+    return write_store

@@ -27,9 +27,7 @@ def run(monkeypatch, prompts, tmp_path):
     def start(minutes: float = 0.06, *more: str):
         quick = ["--batch", "2", "--workers", "0", "--no-compile", "--validate-every", "1000"]
         every = ["--checkpoint-every", "2", "--accelerator", "cpu"]
-        training.main(
-            ["--out", str(tmp_path), "--phases", f"64:{minutes}", *quick, *every, *more]
-        )
+        training.main(["--out", str(tmp_path), "--phases", f"64:{minutes}", *quick, *every, *more])
         return tmp_path
 
     return start
@@ -87,7 +85,7 @@ def test_loss_weighs_changed_tokens_more(prompts, tmp_path, monkeypatch):
     module = KontextTraining(standin.BlockTransformVAE(), prompts, tmp_path, compile=False)
     module.log = lambda *args, **kwargs: None
     before, after, texts, categories = collate([draw_pair("evaluation", 3, 64)])  # adds an object
-    changed = (module.vae.to_tokens(to_signed(before)) - module.vae.to_tokens(to_signed(after)))
+    changed = module.vae.to_tokens(to_signed(before)) - module.vae.to_tokens(to_signed(after))
     changed = changed.square().mean(-1)[0] > 0.02
     assert 0 < changed.sum() < len(changed) / 2
     losses = {}

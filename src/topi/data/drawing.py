@@ -81,7 +81,12 @@ def _car(d, body, edge):
     d.polygon([(66, 90), (80, 60), (100, 60), (100, 90)], fill=(190, 225, 245, 255))
     d.rounded_rectangle((10, 88, 182, 142), 18, fill=body, outline=edge, width=6)
     for x in (52, 140):
-        d.ellipse((x - 26, 118, x + 26, 170), fill=(30, 30, 34, 255), outline=(150, 150, 155, 255), width=8)
+        d.ellipse(
+            (x - 26, 118, x + 26, 170),
+            fill=(30, 30, 34, 255),
+            outline=(150, 150, 155, 255),
+            width=8,
+        )
 
 
 def _boat(d, body, edge):
@@ -105,7 +110,9 @@ def _flower(d, body, edge):
 
 
 def _mushroom(d, body, edge):
-    d.rounded_rectangle((68, 90, 124, 184), 16, fill=(238, 226, 200, 255), outline=(150, 135, 110, 255), width=5)
+    d.rounded_rectangle(
+        (68, 90, 124, 184), 16, fill=(238, 226, 200, 255), outline=(150, 135, 110, 255), width=5
+    )
     d.pieslice((10, 14, 182, 196), 180, 360, fill=body, outline=edge, width=6)
     for x, y in ((60, 70), (100, 46), (136, 78)):
         d.ellipse((x - 12, y - 12, x + 12, y + 12), fill=(250, 250, 245, 255))
@@ -182,7 +189,9 @@ def _resize(values: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(image, np.float32)[..., None]
 
 
-def fractal_noise(rng: np.random.Generator, size: int, cells: int = 3, octaves: int = 4) -> np.ndarray:
+def fractal_noise(
+    rng: np.random.Generator, size: int, cells: int = 3, octaves: int = 4
+) -> np.ndarray:
     """[size, size, 1] noise in about [0, 1] with a 1/f fall-off, as in natural textures."""
     total = np.zeros((size, size, 1), np.float32)
     for k in range(octaves):

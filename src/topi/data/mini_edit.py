@@ -6,7 +6,6 @@ the training split draws them at random with the shares below.
 """
 
 import hashlib
-import inspect
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -103,6 +102,8 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
+    """A background spec (see `drawing.background`) and the things before it, back to front."""
+
     background: dict
     things: tuple[Thing, ...]
 
@@ -121,9 +122,7 @@ def _pick(rng: np.random.Generator, options):
 
 
 def _overlaps(x: float, y: float, size: float, things, share: float = 0.9) -> bool:
-    return any(
-        max(abs(x - t.x), abs(y - t.y)) < (size + t.size) / 2 * share for t in things
-    )
+    return any(max(abs(x - t.x), abs(y - t.y)) < (size + t.size) / 2 * share for t in things)
 
 
 def _new_thing(rng, taken: set[str], kinds=tuple(KINDS)) -> tuple[str, str]:
@@ -136,6 +135,7 @@ def _new_thing(rng, taken: set[str], kinds=tuple(KINDS)) -> tuple[str, str]:
 
 
 def random_background(rng: np.random.Generator) -> dict:
+    """A spec for `drawing.background`: landscapes, plain walls and textures."""
     seed = int(rng.integers(1 << 30))
     u = rng.random()
     if u < 0.45:
@@ -176,6 +176,7 @@ def _rescaled(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def pan(rng, size):
+    """The view moves by PAN pixels over a larger world."""
     world = random_scene(rng, size).render(size, MARGIN)
     direction = _pick(rng, DIRECTIONS)
     dx, dy = (PAN * d for d in DIRECTIONS[direction])
@@ -188,6 +189,7 @@ def pan(rng, size):
 
 
 def zoom(rng, size):
+    """The view grows or shrinks by ZOOM about its middle."""
     world = random_scene(rng, size).render(size, MARGIN)
     middle = MARGIN + size // 2
 
@@ -203,6 +205,7 @@ def zoom(rng, size):
 
 
 def rotate(rng, size):
+    """One named thing turns by a quarter or half."""
     scene = random_scene(rng, size, first_kinds=DIRECTED)
     thing = scene.things[0]
     turn, phrase = _pick(
@@ -218,6 +221,7 @@ def rotate(rng, size):
 
 
 def resize(rng, size):
+    """One named thing grows or shrinks."""
     scene = random_scene(rng, size)
     index = int(rng.integers(len(scene.things)))
     thing = scene.things[index]
@@ -242,6 +246,7 @@ def _effect_task(task: str):
 
 
 def change_background(rng, size):
+    """Everything but the things is replaced by a named background."""
     scene = random_scene(rng, size)
     if rng.random() < 0.5:
         name = _pick(rng, LANDSCAPES)
@@ -250,11 +255,14 @@ def change_background(rng, size):
     else:
         name = _pick(rng, WALLS)
         new = dict(kind="wall", name=name, seed=0)
-        phrase = _pick(rng, (f"change the background to plain {name}", f"make the background {name}"))
+        phrase = _pick(
+            rng, (f"change the background to plain {name}", f"make the background {name}")
+        )
     return scene.render(size), replace(scene, background=new).render(size), phrase
 
 
 def add(rng, size):
+    """A new thing appears at a named place."""
     side = 30 if size <= 64 else 36
     while True:
         scene = random_scene(rng, size)
@@ -269,6 +277,7 @@ def add(rng, size):
 
 
 def remove(rng, size):
+    """One named thing disappears."""
     scene = random_scene(rng, size)
     index = int(rng.integers(len(scene.things)))
     name = scene.things[index].name
@@ -277,6 +286,7 @@ def remove(rng, size):
 
 
 def replace_thing(rng, size):
+    """One named thing becomes another, at its place and size."""
     scene = random_scene(rng, size)
     index = int(rng.integers(len(scene.things)))
     thing = scene.things[index]
@@ -287,6 +297,7 @@ def replace_thing(rng, size):
 
 
 def recolour(rng, size):
+    """One named thing changes its colour."""
     scene = random_scene(rng, size)
     index = int(rng.integers(len(scene.things)))
     thing = scene.things[index]
@@ -300,6 +311,7 @@ def recolour(rng, size):
 
 
 def move(rng, size):
+    """One named thing travels by MOVE pixels."""
     for _ in range(1000):
         scene = random_scene(rng, size)
         index = int(rng.integers(len(scene.things)))
@@ -332,6 +344,7 @@ EDITS = {
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
+    """[0, 1] floats to rounded bytes."""
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
@@ -378,7 +391,9 @@ class MiniEdit:
         )
 
     def fingerprint(self) -> str:
-        """Changes whenever the pixels could: a hash of the generator's own source and settings."""
-        source = inspect.getsource(drawing) + inspect.getsource(inspect.getmodule(draw_pair))
-        settings = f"{self.split}/{self.size}"
-        return hashlib.sha256((source + settings).encode()).hexdigest()[:16]
+        """A hash over the pixels and instructions of one round through all categories and tasks."""
+        digest = hashlib.sha256()
+        for index in range(4 * max(len(tasks) for tasks in TASKS.values())):
+            before, after, instruction, *_ = draw_pair(self.split, index, self.size)
+            digest.update(before.tobytes() + after.tobytes() + instruction.encode())
+        return digest.hexdigest()[:16]

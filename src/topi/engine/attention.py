@@ -1,5 +1,4 @@
-"""Statistics of how target tokens attend to reference tokens, without ever holding an attention
-map.
+"""How target tokens attend to reference tokens, without ever holding an attention map.
 
 The softmax runs over all keys the model itself uses, text + target + reference. Over the reference
 keys alone every row would sum to one, and Eq. 4 could not tell one layer from another.
@@ -105,8 +104,7 @@ def output_change(
 
 
 def context_sensitivity(attention: Tensor, layout: Layout) -> Tensor:
-    """Eq. 4, as a mean over heads and target tokens: the share of attention on the references, [B]
-    in [0, 1].
+    """Eq. 4 as a mean over heads and target tokens: the references' share of attention, [B].
 
     Args:
         attention: [B, H, |C|] from `reference_attention`.

@@ -80,8 +80,7 @@ class Merge(ABC):
     Attributes:
         rows: [n'] long; the image-stream row whose rotary position each merged token carries.
         scope: "attention" merges around the attention only; "block" around the whole block,
-        possible where
-            `ModelFacts.scopes[layer]` says so.
+            possible where `ModelFacts.scopes[layer]` says so.
     """
 
     rows: Tensor

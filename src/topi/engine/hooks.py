@@ -35,38 +35,38 @@ def add_hook(module: nn.Module, hook: ModelHook) -> Callable[[], None]:
     """
     slots = vars(module)
     had_registry, had_forward = "_diffusers_hook" in slots, "forward" in slots
-    offloaded = "_old_forward" in slots
     registry = HookRegistry.check_if_exists_or_initialize(module)
 
-    def inside_offload(action: Callable[[], None]) -> None:
-        if offloaded:
+    def inside_offload(action: Callable[[], None]) -> bool:
+        if offloaded := "_old_forward" in slots:
             outer, module.forward = module.forward, module._old_forward
         action()
         if offloaded:
             module._old_forward, module.forward = module.forward, outer
-
-    inside_offload(lambda: registry.register_hook(hook, HOOK))
+        return offloaded
 
     def remove() -> None:
-        inside_offload(lambda: registry.remove_hook(HOOK, recurse=False))
+        offloaded = inside_offload(lambda: registry.remove_hook(HOOK, recurse=False))
         if not registry.hooks:
             if not had_registry:
                 slots.pop("_diffusers_hook", None)
-            if not had_forward:
+            if not had_forward and not offloaded:
                 slots.pop("forward", None)
 
+    inside_offload(lambda: registry.register_hook(hook, HOOK))
     return remove
 
 
 def keywords(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """All arguments of `module.forward` by name."""
+    if not args:
+        return kwargs
     names = list(inspect.signature(type(module).forward).parameters)[1:]
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 class RootHook(ModelHook):
-    """On the transformer: opens and closes each call; diffusers resets it when a pipeline call
-    ends."""
+    """On the transformer: surrounds each call; diffusers resets it when a pipeline call ends."""
 
     _is_stateful = True
 
@@ -95,8 +95,7 @@ class RootHook(ModelHook):
 
 
 class BlockHook(ModelHook):
-    """On every block: says which layer runs, and from `front_layers` on hands it the kept tokens
-    (Eq. 12)."""
+    """On every block: says which layer runs; from `front_layers` on, gives it the kept tokens."""
 
     def __init__(self, session: "Session", layer: int) -> None:
         super().__init__()
@@ -146,8 +145,7 @@ class MergeAttentionHook(ModelHook):
 
 
 class MergeNormHook(ModelHook):
-    """On a single-stream block's norm: decides on merging, and merges if the whole block is to run
-    merged."""
+    """On a single-stream block's norm: decides on merging, and merges for the whole block."""
 
     def __init__(self, session: "Session") -> None:
         super().__init__()

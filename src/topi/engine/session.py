@@ -25,8 +25,7 @@ from topi.models.adapter import Adapter
 
 
 class Callbacks(Protocol):
-    """What the engine calls. `observes` and `merges` say whether `attend` and `merge` are wanted at
-    all."""
+    """What the engine calls; `attend` and `merge` only if `observes` and `merges` say so."""
 
     front_layers: int
     observes: bool
@@ -94,12 +93,11 @@ class Session:
             )
         with ExitStack() as undo:
             remove_root = add_hook(transformer, RootHook(self))
+            # diffusers keeps a list of the submodules with hooks; drop it last, when ours are gone
             registry = HookRegistry.check_if_exists_or_initialize(transformer)
-            # diffusers caches which submodules carry hooks; undone last, when ours are gone
             undo.callback(registry.invalidate_child_registries_cache)
             undo.callback(remove_root)
             self._attach_blocks(undo.callback)
-            registry.invalidate_child_registries_cache()
             undo.callback(self.reset)
             yield
 

@@ -108,9 +108,8 @@ def alexnet_features(path: Path | None = None) -> dict[str, torch.Tensor]:
     state = {}
     for number, layer in enumerate(LAYERS):
         convolution = convolutions[f"Conv_{number}"]
-        kernel = convolution["kernel"].transpose(
-            3, 2, 0, 1
-        )  # height, width, in, out -> out, in, height, width
+        # height, width, in, out -> out, in, height, width
+        kernel = convolution["kernel"].transpose(3, 2, 0, 1)
         state[f"{layer}.weight"] = torch.from_numpy(np.ascontiguousarray(kernel))
         state[f"{layer}.bias"] = torch.from_numpy(np.array(convolution["bias"]))
     return state

@@ -93,9 +93,7 @@ def pruning(editor: Editor, samples: Sequence[EditSample], front_layers: int) ->
     }
 
 
-def measure(
-    editor: Editor, held_out: int = 256, calibration: int = 48, samples: int = 32
-) -> dict:
+def measure(editor: Editor, held_out: int = 256, calibration: int = 48, samples: int = 32) -> dict:
     """All measured parts of the card; calibrates first, and leaves the layers registered."""
     size = editor.config.height
     calibrated = calibrate(editor, list(_take(MiniEdit("calibration", size), calibration)))
@@ -126,7 +124,7 @@ def render(card: Mapping, recipe: Mapping) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return templates.get_template("model_card.md.jinja").render(card=card, recipe=recipe)
+    return templates.get_template("model_card.md.j2").render(card=card, recipe=recipe)
 
 
 def write(card: Mapping, folder: Path) -> None:

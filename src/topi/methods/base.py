@@ -39,8 +39,7 @@ class Method:
 
     Attributes:
         trace: one record per transformer call of the latest pipeline call.
-        variants: name -> the parameters that this name fixes; the names under which the method is
-        found.
+        variants: the names under which the method is found -> the parameters each name fixes.
         front_layers: the first layers, which always see all reference tokens (section 4.3).
     """
 
@@ -104,18 +103,15 @@ class Method:
         """Before each transformer call that has references."""
 
     def reduce(self, call: Call) -> Tensor | None:
-        """Reference tokens to keep from `front_layers` on: ascending indices [K], or None for
-        all."""
+        """Reference tokens to keep after the front layers: ascending indices [K], None for all."""
 
     def merge(self, call: Call, layer: int, states: Tensor) -> Merge | None:
-        """How `layer` merges its image tokens, given their normed states [B, N, D]; None for not at
-        all."""
+        """How `layer` merges its image tokens, given their normed states [B, N, D]; None: not."""
 
     def attend(
         self, call: Call, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> None:
-        """Look at query, key, value [B, S, H, D] after norm and RoPE, and the attention mask if
-        any."""
+        """Look at query, key, value [B, S, H, D] after norm and RoPE, and at the mask, if any."""
 
     def end(self, call: Call) -> None:
         """After each transformer call that did not fail."""

@@ -14,8 +14,7 @@ FLIPS = ("never", "anchor", "step")
 
 
 def checkerboard(grid: tuple[int, int], parity: int) -> Tensor:
-    """Which tokens of a (rows, columns) grid lie on squares of `parity` 0 or 1: bool [rows *
-    columns]."""
+    """Which tokens of a (rows, columns) grid lie on squares of a parity: bool [rows * columns]."""
     rows, columns = (torch.arange(size) for size in grid)
     return ((rows[:, None] + columns + parity) % 2 == 0).flatten()
 

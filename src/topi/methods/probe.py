@@ -1,5 +1,4 @@
-"""Looks at how a model attends to its references; changes nothing. For calibration and model
-cards."""
+"""Watch how a model attends to its references, for calibration and model cards."""
 
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -26,11 +25,9 @@ class AttentionProbe(Method):
 
     Attributes:
         mass: (step, branch, layer) -> for each pipeline call, the share of the target tokens'
-        attention that
-            goes to the references (mean over heads, target tokens and batch).
+            attention that goes to the references (mean over heads, target tokens and batch).
         received: (step, branch, layer) -> for each pipeline call, [B, |C|]: sum_i A_ij, mean over
-        heads;
-            empty unless `maps`.
+            heads; empty unless `maps`.
     """
 
     layers: tuple[int, ...] | None = None

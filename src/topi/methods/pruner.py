@@ -19,10 +19,9 @@ class ReferencePruner(Method):
     Args:
         update_every: steps from one anchor to the next (Delta T).
         first_anchor: the first anchor step, 0-based; before it all tokens are kept. 2 is what the
-        paper's
-            Fig. 7 shows (t = 38, 28, 18, 8 of 40).
+            paper's Fig. 7 shows (t = 38, 28, 18, 8 of 40).
         front_layers: the first K layers are exempt (section 4.3); tokens are dropped once, before
-        layer K.
+            layer K.
     """
 
     update_every: int = 10

@@ -19,8 +19,7 @@ class RandomTokens(ReferencePruner):
     Args:
         ratio: share of reference tokens to keep.
         fixed: draw once instead of anew at each anchor. Redrawing lets most tokens be seen at some
-        time and
-            is a head start over any method that keeps the same tokens throughout.
+            time, a head start over any method that keeps the same tokens throughout.
         seed: of the draws.
     """
 

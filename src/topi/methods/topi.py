@@ -37,8 +37,7 @@ def attention(
 def similarity(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, mask: Tensor | None
 ) -> Tensor:
-    """Feature Similarity of Table 3: mean cosine of token j to the target tokens, shifted to [0,
-    1].
+    """Feature Similarity of Table 3: mean cosine to the target tokens, shifted to [0, 1].
 
     The paper does not say of which features. These are the values, per head: a plain projection of
     the layer's input, where queries and keys carry positions. The shift keeps the order and gives
@@ -109,8 +108,7 @@ def select(scores: Tensor, tau: float, order: Literal["highest", "lowest"] = "hi
 
 
 def top_k(scores: Tensor, ratio: float, order: Literal["highest", "lowest"] = "highest") -> Tensor:
-    """Static Top-K (section 5.3): the round(ratio |C|) best tokens, at least one; ascending indices
-    [K]."""
+    """Static Top-K (section 5.3): the round(ratio |C|) best tokens, at least one; ascending."""
     ranked = scores.double().sort(descending=order == "highest", stable=True).indices
     return ranked[: max(1, round(ratio * len(scores)))].sort().values
 
@@ -126,23 +124,18 @@ class ToPi(ReferencePruner):
     Args:
         tau: share of the total score to keep, in [0, 1] (Eq. 10).
         ratio: instead of tau (which is then None), the fixed share of tokens to keep (section 5.3).
-        layers: representative layers, global and 0-based (Eq. 5). None: those published for FLUX.1
-        Kontext
-            and Qwen-Image-Edit (appendix C.3), or those the transformer's config names under
-            `representative_layers`.
+        layers: representative layers, global and 0-based (Eq. 5). None: those published for
+            FLUX.1 Kontext and Qwen-Image-Edit (appendix C.3), or those the transformer's config
+            names under `representative_layers`.
         score: "influence" (Eq. 9), "attention" or "similarity" (Table 3), "value_norm" (Eq. 9
-        without A), or
-            "leave_one_out" (Eq. 8 without its approximation).
+            without A), or "leave_one_out" (Eq. 8 without its approximation).
         cfg_mask: "shared": one mask for both branches of classifier-free guidance, from the sum of
-        their
-            scores, each branch normalised; "cond": from the first branch; "separate": a mask for
-            each.
-        normalise_layers: give every layer the same total score, where Eq. 9 as printed lets a layer
-        with
-            large values dominate.
-        reference_floor: share of each reference image's tokens that stays in any case; Eq. 10 ranks
-        the
-            tokens of all references together and can drop an image altogether.
+            their scores, each branch normalised; "cond": from the first branch; "separate": a mask
+            for each.
+        normalise_layers: give every layer the same total score, where Eq. 9 as printed lets a
+            layer with large values dominate.
+        reference_floor: share of each reference image's tokens that stays in any case; Eq. 10
+            ranks the tokens of all references together and can drop an image altogether.
         order: "highest" scores stay; "lowest" is the control.
     """
 
@@ -159,9 +152,7 @@ class ToPi(ReferencePruner):
     _layers: frozenset[int] = field(default=frozenset(), init=False, repr=False, compare=False)
     _scores: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
     _scored_step: int | None = field(default=None, init=False, repr=False, compare=False)
-    _kept: dict[str, Tensor | None] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _kept: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

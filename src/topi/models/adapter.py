@@ -70,9 +70,8 @@ class MergePoints:
     """The submodules around which one block can be run on merged image tokens.
 
     `attention` receives the normed states. Where `norm` and `projection` are given, the whole block
-    can run
-    merged: `norm` yields `(states, gate)` with the text rows first, `projection` closes the
-    residual branch.
+    can run merged: `norm` yields `(states, gate)` with the text rows first, `projection` closes
+    the residual branch.
     """
 
     attention: nn.Module
@@ -94,7 +93,7 @@ class ModelFacts:
         stacks: blocks per stack, e.g. `(19, 38)` for Flux (dual, single) and `(60,)` for Qwen.
         scopes: for each layer, where merging is possible.
         representative_layers: the layers that stand for the model's use of its references (Eq. 5),
-        if known.
+            if known.
     """
 
     name: str
@@ -131,8 +130,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def positions(self, kwargs: Mapping[str, Any]) -> Any:
-        """The object that carries the image positions; a pipeline makes a new one for each of its
-        calls."""
+        """What carries the image positions; a pipeline makes a new object for each of its calls."""
 
     @abstractmethod
     def gather_rope(self, rope: Any, rows: Tensor, n_text: int) -> Any:

@@ -1,4 +1,4 @@
-"""An editor: a pipeline together with how this project calls it. What evaluation sees of a model."""
+"""An editor is a pipeline together with how this project calls it: what evaluation sees."""
 
 import hashlib
 import json

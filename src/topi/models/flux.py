@@ -14,8 +14,7 @@ from topi.models.adapter import Adapter, Grid, Layout, MergePoints, register, wi
 
 @register
 class FluxAdapter(Adapter):
-    """`FluxTransformer2DModel`. `img_ids` [N, 3] hold (image, row, column); image 0 is the
-    target."""
+    """`FluxTransformer2DModel`: `img_ids` [N, 3] are (image, row, column), image 0 the target."""
 
     transformer_class = "FluxTransformer2DModel"
     published_layers: ClassVar = {(19, 38): (13, 18, 31)}  # appendix C.3
@@ -78,12 +77,12 @@ class FluxAdapter(Adapter):
 
 
 def image_grids(ids: Tensor) -> tuple[Grid, ...]:
-    """The token grid of each image in `img_ids` [N, 3] or [1, N, 3], the target's first.
+    """The token grid of each image in `img_ids` [N, 3] or [B, N, 3], the target's first.
 
     Raises:
         ToPiError: the target does not come first, or an image is not a full rectangle of tokens.
     """
-    ids = ids.reshape(-1, ids.shape[-1]).float().cpu()
+    ids = (ids[0] if ids.ndim == 3 else ids).float().cpu()
     _, lengths = torch.unique_consecutive(ids[:, 0], return_counts=True)
     grids = []
     for image in ids.split(lengths.tolist()):

@@ -12,8 +12,7 @@ from topi.models.adapter import Adapter, Layout, MergePoints, register
 
 @register
 class QwenAdapter(Adapter):
-    """`QwenImageTransformer2DModel`. `img_shapes[0]` lists (frames, rows, columns), the target
-    first."""
+    """`QwenImageTransformer2DModel`: `img_shapes[0]` is [(frames, rows, columns)], target first."""
 
     transformer_class = "QwenImageTransformer2DModel"
     published_layers: ClassVar = {(60,): (35, 37, 42)}  # appendix C.3

@@ -1,5 +1,4 @@
-"""Run a function's own code with a few of its module's names replaced, without touching the
-module."""
+"""Run a function's own code with a few names replaced, without touching its module."""
 
 from collections.abc import Callable
 from types import FunctionType

@@ -218,6 +218,7 @@ def weights_folder() -> Path:
 
 
 def weights_file() -> Path:
+    """The weights themselves, fp16 safetensors."""
     return weights_folder() / "model.safetensors"
 
 

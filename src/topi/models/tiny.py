@@ -202,8 +202,7 @@ def _tiny_qwen(
 def with_reference_area(
     pipeline_class: type[DiffusionPipeline], area: int
 ) -> type[DiffusionPipeline]:
-    """A Qwen edit pipeline class that resizes references to `area` pixels instead of one
-    megapixel."""
+    """A Qwen edit pipeline class that resizes references to `area` pixels, not to a megapixel."""
     stock = pipeline_class.__call__.__wrapped__  # behind torch.no_grad
     dimensions = stock.__globals__["calculate_dimensions"]
     call = torch.no_grad()(

@@ -9,7 +9,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -23,9 +22,8 @@ CELL = 1.45  # inches
 
 def method_style(methods: Sequence[str]) -> dict[str, dict[str, object]]:
     """Colour (colour-blind safe) and marker of each method, so that none needs colour alone."""
-    palette = sns.color_palette("colorblind", max(len(methods), 1))
     return {
-        method: {"color": palette[i], "marker": MARKERS[i % len(MARKERS)]}
+        method: {"color": f"C{i}", "marker": MARKERS[i % len(MARKERS)]}
         for i, method in enumerate(dict.fromkeys(methods))
     }
 
@@ -34,6 +32,8 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
     """Write `name.pdf` and `name.png`, close the figure and return the path of the PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     with plt.style.context(STYLE):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, not once per format
         figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
         figure.savefig(folder / f"{name}.png", metadata={"Software": None})
     plt.close(figure)
@@ -63,6 +63,7 @@ def grid(pictures: Sequence[Picture]) -> Figure:
         )
         axes = block.subplots(n_rows, n_columns, squeeze=False)
         for ax in axes.flat:
+            ax.set(xticks=[], yticks=[])  # also off, ticks would be laid out
             ax.set_axis_off()
         _image(axes[0, 0], side_by_side(picture.references), "reference")
         _image(axes[0, 1], picture.full, "full context")
@@ -80,7 +81,7 @@ def grid(pictures: Sequence[Picture]) -> Figure:
             anchors = picture.anchors.get(label)
             if not anchors:
                 if pruning:
-                    _remark(axes[2:, column], "drops no tokens", at=0.5)
+                    _remark(axes[2:3, column], "drops no tokens", at=0.5)
                 continue
             for row, anchor in ((2, anchors[0]), (3, anchors[-1])):
                 drawn = [
@@ -143,25 +144,23 @@ def keep_ratio_by_step(steps: pd.DataFrame) -> Figure:
     The line is the mean over samples, the band their 10 % to 90 % range; anchors run on the full
     context.
     """
-    labels = steps.drop_duplicates("label").set_index("label")["method"]
-    palette = dict(zip(labels.index, sns.color_palette("colorblind", len(labels)), strict=True))
     dashes = ["-", "--", "-.", ":"]
     figure, ax = plt.subplots(figsize=(6.2, 2.9))
     for number, (label, group) in enumerate(steps.groupby("label", sort=False)):
         by_step = group.groupby("step")["keep_ratio"]
         x, mean = by_step.mean().index, by_step.mean()
         low, high = by_step.quantile(0.1), by_step.quantile(0.9)
-        style = {"color": palette[label], "linestyle": dashes[number % len(dashes)]}
+        style = {"color": f"C{number}", "linestyle": dashes[number % len(dashes)]}
         ax.step(x, mean, where="mid", label=label, **style)
-        ax.fill_between(x, low, high, step="mid", color=palette[label], alpha=0.15, linewidth=0)
+        ax.fill_between(x, low, high, step="mid", color=f"C{number}", alpha=0.15, linewidth=0)
     ax.set(xlabel="denoising step", ylabel="share of reference tokens", ylim=(0, 1.03))
     ax.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(loc="outside upper center", ncols=min(len(labels), 4))
+    figure.legend(loc="outside upper center", ncols=min(steps["label"].nunique(), 4))
     return figure
 
 
 def _image(ax: Axes, image: object, title: str = "") -> None:
-    ax.imshow(image, interpolation="nearest")
+    ax.imshow(image, interpolation="none")
     ax.set_title(title, fontsize=8, pad=3)
 
 

@@ -11,7 +11,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from topi.errors import ToPiError
 from topi.report.tables import categories_of, in_order
+from topi.results.files import read_image
+from topi.results.store import Store
 
 GOLD = np.array([255.0, 200.0, 40.0])
 
@@ -100,89 +103,72 @@ def shown_labels(rows: pd.DataFrame, limit: int = 5) -> list[str]:
     return [label for label in labels if label in middles.values()]
 
 
-def gather(store, rows: pd.DataFrame, per_category: int = 2) -> list[Picture]:
-    """The first `per_category` samples of each category that every shown method has an image of.
+def gather(store: Store, rows: pd.DataFrame, per_category: int = 2) -> list[Picture]:
+    """The first `per_category` samples of each category that the most shown labels have done.
 
     Args:
-        store: a `topi.results.Store`.
+        store: where the pictures are.
         rows: its rows of one model.
         per_category: how many samples to show.
     """
     labels = shown_labels(rows)
     rows = rows[rows["label"].isin(labels)].drop_duplicates(["label", "sample"])
-    cells = {cell.key: cell for cell in store.load_cells()}
     pictures = []
     for category in categories_of(rows):
         inside = rows[rows["category"] == category].sort_values("index", kind="stable")
-        common = inside.groupby("sample", sort=False)["label"].nunique()
-        for sample in common.index[common == common.max()][:per_category]:
-            group = (
-                inside[inside["sample"] == sample]
-                .set_index("label")
-                .loc[lambda g: [x for x in labels if x in g.index]]
-            )
-            pictures.append(_picture(sample, group, cells, store.root))
+        done = inside["sample"].value_counts(sort=False)
+        for sample in done.index[done == done.max()][:per_category]:
+            group = inside[inside["sample"] == sample].set_index("label")
+            group = group.loc[[label for label in labels if label in group.index]]
+            pictures.append(_picture(store, sample, group))
     return pictures
 
 
-def keep_ratios(store, rows: pd.DataFrame) -> pd.DataFrame:
-    """Share of reference tokens that each model call computes, for cells with masks.
+def _picture(store: Store, sample: str, group: pd.DataFrame) -> Picture:
+    """One sample; `group` holds its rows by label."""
+    cells = {label: store.cell(key) for label, key in group["cell"].items()}
+    full = store.full(next(iter(cells.values())).manifest["full_key"])
+    masks = {label: cell.path / "masks" / f"{sample}.json" for label, cell in cells.items()}
+    image = full.image(sample)
+    if image is None:
+        raise ToPiError(f"The full output of {sample} is missing in {full.path}: run again.")
+    return Picture(
+        sample=sample,
+        category=group["category"].iloc[0],
+        instruction=group["instruction"].iloc[0],
+        references=tuple(full.references(sample)),
+        full=image,
+        outputs={
+            label: read_image(cell.path / "images" / f"{sample}.png")
+            for label, cell in cells.items()
+        },
+        anchors={label: read_anchors(path) for label, path in masks.items() if path.is_file()},
+        psnr=group["psnr"].to_dict(),
+    )
 
-    An anchor's mask holds from the call after it until the next anchor; anchors and the steps
-    before the first one run on the full context. Branches are averaged.
+
+def keep_ratios(store: Store, rows: pd.DataFrame) -> pd.DataFrame:
+    """Share of reference tokens that each denoising step computes, for the rows with masks.
+
+    An anchor's mask holds from the step after it until the next anchor; anchors and the steps
+    before the first one run on the full context. Branches are lines of their own.
 
     Returns:
         Columns `method, label, sample, step, keep_ratio`.
     """
-    labels = rows.drop_duplicates("cell").set_index("cell")
     lines = []
-    for cell in store.load_cells():
-        if cell.key not in labels.index:
-            continue
-        method, label = labels.loc[cell.key, ["method", "label"]]
-        for path in sorted((cell.path / "masks").glob("*.json")):
-            anchors = read_anchors(path)
-            for branch in {anchor.branch for anchor in anchors}:
-                at = {
-                    anchor.step: anchor.keep_ratio for anchor in anchors if anchor.branch == branch
-                }
-                held = 1.0
-                for step in range(cell.manifest["steps"]):
-                    lines.append((method, label, path.stem, step, 1.0 if step in at else held))
-                    held = at.get(step, held)
+    for row in in_order(rows).itertuples():
+        path = store.cell(row.cell).path / "masks" / f"{row.sample}.json"
+        anchors = read_anchors(path) if path.is_file() else []
+        branches = {anchor.branch for anchor in anchors}
+        for branch in sorted(branches):
+            at = {anchor.step: anchor.keep_ratio for anchor in anchors if anchor.branch == branch}
+            held = 1.0
+            for step in range(row.calls // len(branches)):
+                ratio = 1.0 if step in at else held
+                lines.append((row.method, row.label, row.sample, step, ratio))
+                held = at.get(step, held)
     return pd.DataFrame(lines, columns=["method", "label", "sample", "step", "keep_ratio"])
-
-
-def _picture(sample: str, group: pd.DataFrame, cells: dict, root: Path) -> Picture:
-    first = cells[group["cell"].iloc[0]]
-    full = root / "full" / first.manifest["full_key"] / "images"
-    references = sorted((full.parent / "references").glob(f"{sample}_*.png"))
-    masks = {
-        label: cells[cell].path / "masks" / f"{sample}.json"
-        for label, cell in group["cell"].items()
-    }
-    return Picture(
-        sample,
-        group["category"].iloc[0],
-        group["instruction"].iloc[0],
-        tuple(_open(path) for path in references),
-        _open(full / f"{sample}.png"),
-        {
-            label: _open(cells[cell].path / "images" / f"{sample}.png")
-            for label, cell in group["cell"].items()
-        },
-        {
-            label: anchors
-            for label, path in masks.items()
-            if path.is_file() and (anchors := read_anchors(path))
-        },
-        group["psnr"].to_dict(),
-    )
-
-
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
 
 
 def _floats(image: Image.Image) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,23 @@ class Shown:
     wide: bool = False
 
 
-def build(store_root: Path | str, out_dir: Path | str) -> Path:
+@dataclass(frozen=True)
+class Group:
+    """Rows that may be compared, with a title and the stem of their file names."""
+
+    title: str
+    stem: str
+    model: str
+    rows: pd.DataFrame
+
+
+def build(store_root: Path | str, out_dir: Path | str, per_category: int = 2) -> Path:
     """Write tables (`.md`, `.csv`, `.tex`), figures (`.png`, `.pdf`) and the page, print tables.
+
+    Args:
+        store_root: the folder of a `Store`.
+        out_dir: where the files go; made if need be.
+        per_category: how many samples of each category the picture grids show.
 
     Returns:
         The path of the page.
@@ -66,14 +82,14 @@ def build(store_root: Path | str, out_dir: Path | str) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
     models = []
-    for model, mine in rows.groupby("model", sort=False):
-        timed = latency[latency["cell"].isin(mine["cell"])]
-        table = quality_table(mine, timed)
-        (out / f"{model}.md").write_text(to_markdown(table))
-        (out / f"{model}.tex").write_text(to_latex(table))
-        table.to_csv(out / f"{model}.csv", index=False)
-        console.print(to_rich(table, f"{model}: against its own full-context output"))
-        models.append(_section(store, model, mine, table, out / "figures"))
+    for group in comparable(store, rows):
+        timed = latency[latency["cell"].isin(group.rows["cell"])]
+        table = quality_table(group.rows, timed)
+        (out / f"{group.stem}.md").write_text(to_markdown(table))
+        (out / f"{group.stem}.tex").write_text(to_latex(table))
+        table.to_csv(out / f"{group.stem}.csv", index=False)
+        console.print(to_rich(table, f"{group.title}: against its own full-context output"))
+        models.append(_section(store, group, table, out / "figures", per_category))
     environment = Environment(
         loader=PackageLoader("topi.report", "."), autoescape=True, undefined=StrictUndefined
     )
@@ -83,25 +99,55 @@ def build(store_root: Path | str, out_dir: Path | str) -> Path:
     return page
 
 
+def comparable(store: Store, rows: pd.DataFrame) -> Iterator[Group]:
+    """Split rows into groups whose full-context outputs agree in everything but the seed.
+
+    Retrained weights, another number of steps, other data or another device make a group of
+    their own, titled by what is different; pooled, they would pass for one experiment.
+    """
+    settings = {}
+    for key in rows["cell"].unique():
+        full = store.cell(key).manifest["full"]
+        settings[key] = {name: value for name, value in full.items() if name != "seed"}
+    identity = rows["cell"].map({k: json.dumps(s, sort_keys=True) for k, s in settings.items()})
+    for model, mine in rows.groupby("model", sort=False):
+        parts = dict(list(mine.groupby(identity, sort=False)))
+        _, own = split_facts({key: json.loads(key) for key in parts})
+        for number, (key, part) in enumerate(parts.items(), 1):
+            differs = ", ".join(f"{name} {value}" for name, value in own[key].items())
+            title = f"{model} ({differs})" if differs else model
+            yield Group(title, model if number == 1 else f"{model}-{number}", model, part)
+
+
 def _section(
-    store: Store, model: str, rows: pd.DataFrame, table: pd.DataFrame, folder: Path
+    store: Store, group: Group, table: pd.DataFrame, folder: Path, per_category: int
 ) -> dict[str, Any]:
-    """Everything the template needs of one model."""
+    """Everything the template needs of one group."""
+    rows, model = group.rows, group.model
     cells = [cell for cell in store.load_cells() if cell.key in set(rows["cell"])]
     common, own = split_facts({cell.key: cell.manifest for cell in cells})
     labels = rows.drop_duplicates("cell").set_index("cell")["label"]
     counts = rows["cell"].value_counts()
     return {
-        "name": model,
+        "name": group.title,
         "warning": STAND_IN if "standin" in model else TINY if model.startswith("tiny") else "",
         "samples": rows["sample"].nunique(),
         "glance": [_glance(line) for _, line in table[table["category"] == ALL].iterrows()],
         "sections": sections(table),
         "notes": notes(table),
         "differences": [_difference(line) for _, line in difference_table(rows).iterrows()],
-        "figures": list(_figures(store, model, rows, table, folder)),
-        "facts": common,
-        "cells": [(key, labels[key], counts[key], own[key]) for key in labels.index],
+        "figures": list(_figures(store, group, table, folder, per_category)),
+        "facts": {n: v for n, v in common.items() if not n.startswith(("config.", "full."))},
+        "config": {n: v for n, v in common.items() if n.startswith("config.")},
+        "cells": [
+            (
+                key,
+                labels[key],
+                counts[key],
+                {n: v for n, v in own[key].items() if "config." not in n},
+            )
+            for key in labels.index
+        ],
     }
 
 
@@ -141,22 +187,22 @@ def _difference(line: pd.Series) -> dict[str, str]:
 
 
 def _figures(
-    store: Store, model: str, rows: pd.DataFrame, table: pd.DataFrame, folder: Path
+    store: Store, group: Group, table: pd.DataFrame, folder: Path, per_category: int
 ) -> Iterator[Shown]:
     def shown(figure: Figure, name: str, title: str, caption: str, wide: bool = False) -> Shown:
-        path = figures.save(figure, folder, f"{model}_{name}")
+        path = figures.save(figure, folder, f"{group.stem}_{name}")
         content = base64.b64encode(path.read_bytes()).decode()
         return Shown(title, f"data:image/png;base64,{content}", caption, wide)
 
-    pictures = gather(store, rows)
+    pictures = gather(store, group.rows, per_category)
     for category in dict.fromkeys(picture.category for picture in pictures):
         yield shown(
             figures.grid([p for p in pictures if p.category == category]),
             f"grid_{category}",
             f"{category_title(category)}: what each method kept and lost",
             "Reference, full-context output and each method's output with its PSNR to the full "
-            "one; below, what was lost and, for pruning methods, the reference tokens kept (gold) and "
-            "dropped (dark) at the first and the last anchor.",
+            "one; below, what was lost and, for pruning methods, the reference tokens kept "
+            "(gold) and dropped (dark) at the first and the last anchor.",
             wide=True,
         )
     if (table["method"] != "full").any():
@@ -167,7 +213,7 @@ def _figures(
             "All categories pooled, one line per method through its sweep, bars are 95 % bootstrap "
             "intervals. The dotted line is the speed of the full run.",
         )
-    steps = keep_ratios(store, rows)
+    steps = keep_ratios(store, group.rows)
     if not steps.empty:
         yield shown(
             figures.keep_ratio_by_step(steps),

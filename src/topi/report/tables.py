@@ -129,7 +129,7 @@ def is_best(table: pd.DataFrame, line: pd.Series, column: Column) -> bool:
 def sections(
     table: pd.DataFrame,
 ) -> list[tuple[str, list[tuple[str, int, list[tuple[str, bool]]]]]]:
-    """The table as text, cells by `COLUMNS`: `(category, [(label, n, [(text, best), ...]), ...])`."""
+    """The table as text: `(category, [(label, n, [(text, best) per column]), ...])`."""
     return [
         (
             category_title(category),

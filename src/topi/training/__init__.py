@@ -1,1 +1,1 @@
-"""Training of the stand-in editors on MiniEdit, with Lightning: `python -m topi.training --help`."""
+"""Training of the stand-ins on MiniEdit, with Lightning: `python -m topi.training --help`."""

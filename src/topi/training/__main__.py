@@ -14,6 +14,7 @@ from topi.training.kontext import KontextTraining, to_signed, train_phase
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m topi.training", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("results/training/kontext_standin"))
     parser.add_argument(
@@ -45,6 +46,7 @@ def fitted_vae() -> BlockTransformVAE:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Train the phases one after the other; finished ones are not trained again."""
     args = parse(argv)
     L.seed_everything(args.seed)
     torch.set_float32_matmul_precision("high")

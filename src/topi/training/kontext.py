@@ -1,4 +1,4 @@
-"""Flow-matching training of the Kontext stand-in: v-prediction with the clean reference in context."""
+"""Flow-matching training of the Kontext stand-in, with the clean reference in context."""
 
 import time
 from pathlib import Path
@@ -44,6 +44,7 @@ class PairStream(IterableDataset):
 
 
 def collate(pairs: list[tuple]) -> tuple[Tensor, Tensor, list[str], list[str]]:
+    """Pairs to (references, edited images, instructions, categories)."""
     before, after, prompts, categories, _ = zip(*pairs, strict=True)
     stack = [torch.from_numpy(np.stack(images)) for images in (before, after)]
     return *stack, list(prompts), list(categories)
@@ -61,6 +62,8 @@ def image_ids(grid: tuple[int, int], image: int) -> Tensor:
 
 
 class KontextTraining(L.LightningModule):
+    """The Lightning module; the transformer and the fixed VAE are its only parts."""
+
     def __init__(self, vae: BlockTransformVAE, prompts: PromptCache, out: Path, compile: bool):
         super().__init__()
         self.transformer = new_kontext_transformer()
@@ -207,7 +210,11 @@ def train_phase(
     folder = module.out / f"phase-{size}"
     last = folder / "last.ckpt"
     checkpoints = L.pytorch.callbacks.ModelCheckpoint(
-        folder, save_last=True, every_n_train_steps=checkpoint_every, save_top_k=0, enable_version_counter=False
+        folder,
+        save_last=True,
+        every_n_train_steps=checkpoint_every,
+        save_top_k=0,
+        enable_version_counter=False,
     )
     trainer = L.Trainer(
         accelerator=accelerator,
@@ -225,7 +232,9 @@ def train_phase(
     # Where a resumed phase starts drawing depends on the clock, so that it sees new samples.
     start = size * 10_000_000 + int(time.time()) % 1_000_000 * 5
     stream = PairStream(size, batch, start)
-    loader = DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=6 if workers else None)
+    loader = DataLoader(
+        stream, batch_size=None, num_workers=workers, prefetch_factor=6 if workers else None
+    )
     resume = str(last) if last.exists() else None
     trainer.fit(module, loader, validation_batch(size), ckpt_path=resume, weights_only=False)
     trainer.validate(module, validation_batch(size), verbose=False)

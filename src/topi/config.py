@@ -1,0 +1,159 @@
+"""The configuration of one cell: the schema behind `conf/`, and what it refuses."""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from topi.errors import ToPiError
+
+AXES = ("tau", "ratio", "layers", "score")
+"""What a sweep may vary although only some methods read it."""
+STRATEGIES = ("representative", "all", "random", "first", "last")
+DATA = ("mini_edit", "folder")
+LOGGERS = ("offline", "online", "none")
+
+
+class ConfigError(ToPiError):
+    """A configuration that is refused before anything runs."""
+
+
+@dataclass
+class LayersConfig:
+    """Which layers score the tokens (paper, Table 5)."""
+
+    strategy: str
+    count: int = 3  # of random, first and last
+    seed: int = 0  # of random
+
+
+@dataclass
+class ScoreConfig:
+    """What scores the tokens (paper, Table 3)."""
+
+    name: str
+
+
+@dataclass
+class DataConfig:
+    """The samples: MiniEdit, or a folder of one's own."""
+
+    name: str
+    count: int | None = None
+    split: str = "evaluation"
+    size: int = 128  # pixels
+    path: str | None = None
+
+
+@dataclass
+class LatencyConfig:
+    """How much is timed: `repeats` pairs of runs on each of the first `samples`."""
+
+    samples: int
+    repeats: int
+
+
+@dataclass
+class LoggerConfig:
+    """Where W&B mirrors the store to."""
+
+    mode: str
+    project: str = "topi"
+    pictures: int = 8  # samples in the picture grid
+
+
+@dataclass
+class Config:
+    """One cell. `method` holds its name and its parameters, `model` the fields of a ModelConfig."""
+
+    model: dict[str, Any]
+    method: dict[str, Any]
+    layers: LayersConfig
+    score: ScoreConfig
+    data: DataConfig
+    logger: LoggerConfig
+    latency: LatencyConfig
+    tau: float | None
+    ratio: float | None
+    seed: int
+    lpips: bool
+    store: str
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The method's parameters that are given; the others are left to their defaults."""
+        return {k: v for k, v in self.method.items() if k != "name" and v is not None}
+
+
+def read_config(composed: DictConfig) -> Config:
+    """Check a composed configuration and turn it into plain dataclasses.
+
+    Raises:
+        ConfigError: an unknown key or name, a missing value or one of the wrong type.
+    """
+    own = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), own))
+    except OmegaConfBaseException as error:
+        raise ConfigError(sentence(error)) from error
+    check_choice("layers", config.layers.strategy, STRATEGIES)
+    check_choice("data", config.data.name, DATA)
+    check_choice("logger.mode", config.logger.mode, LOGGERS)
+    for name in ("samples", "repeats"):
+        if (value := getattr(config.latency, name)) < 0:
+            raise ConfigError(f"latency.{name}={value} must not be negative.")
+    return config
+
+
+def check_choice(name: str, value: str, valid: Collection[str]) -> None:
+    """Raise a ConfigError that lists the choices unless `value` is one."""
+    if value not in valid:
+        raise ConfigError(f"{name}={value} is unknown; choose one of: {', '.join(valid)}.")
+
+
+def axes_read(composed: DictConfig) -> list[str]:
+    """The axes that the composed method refers to, as `${tau}` or `${layers.strategy}`."""
+    values = OmegaConf.to_container(composed.method, resolve=False).values()
+    referred = {name for value in values for name in re.findall(r"\$\{(\w+)", str(value))}
+    return [axis for axis in AXES if axis in referred]
+
+
+def check_axes(composed: DictConfig, overrides: Collection[str]) -> None:
+    """Refuse an axis that is set for a method that does not read it.
+
+    In a sweep that is allowed: the method has one cell for all values of the axis.
+
+    Raises:
+        ConfigError: naming the axes that the method reads.
+    """
+    named = {re.split(r"[=.]", override.lstrip("+~"))[0] for override in overrides}
+    reads = axes_read(composed)
+    if unread := [axis for axis in AXES if axis in named and axis not in reads]:
+        raise ConfigError(
+            f"method={composed.method.name} does not read {', '.join(unread)}; of the sweep axes "
+            f"it reads {', '.join(reads) or 'none'}, and its own parameters are "
+            f"{', '.join(f'method.{key}' for key in composed.method if key != 'name') or 'none'}."
+        )
+
+
+def sentence(error: OmegaConfBaseException) -> str:
+    """An error of OmegaConf in one sentence, with the valid keys if one is unknown."""
+    key = error.full_key or error.key
+    if isinstance(error, MissingMandatoryValue):
+        missing = re.search(r"value: (\w+)", str(error))
+        return f"{missing.group(1) if missing else key} has no default here; give it a value."
+    if isinstance(error, ConfigKeyError | AttributeError):
+        parent = error.parent_node
+        keys = [str(k) for k in (parent or {}) if k != "hydra"]
+        return f"There is no {key}; choose one of: {', '.join(keys)}."
+    if isinstance(error, ValidationError):
+        return f"{key}: {str(error).splitlines()[0].rstrip('.')}."
+    return " ".join(str(error).split())

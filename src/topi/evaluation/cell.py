@@ -1,0 +1,186 @@
+"""One cell of a sweep: run the samples, score them against full context, time them, record."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from topi.data import EditSample
+from topi.evaluation.flops import FlopCounter
+from topi.evaluation.latency import interleaved
+from topi.evaluation.metrics import Metrics
+from topi.methods import CallRecord, Method
+from topi.models.editor import Editor
+from topi.results import Cell, FullOutputs
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all cells of a model, its data and a seed share."""
+
+    editor: Editor
+    data: Sequence[EditSample]
+    metrics: Metrics
+    full: FullOutputs
+    seed: int
+
+
+def run_quality(
+    bench: Bench,
+    method: Method,
+    cell: Cell,
+    label: str,
+    report: Callable[[Mapping[str, Any]], None] = lambda row: None,
+) -> None:
+    """Edit every sample that the cell has no row of, compare with full context, record.
+
+    Args:
+        label: what the progress bar says.
+        report: called with each new row once it is recorded.
+    """
+    counter = FlopCounter(bench.editor.transformer)
+    done = {row["sample"] for row in cell.rows}
+    with progress(f"{label}: quality", len(bench.data), len(done)) as advance:
+        for index in range(len(bench.data)):
+            sample = bench.data[index]
+            if sample.id in done:
+                continue
+            full = full_output(bench, sample)
+            start = time.perf_counter()
+            with method(bench.editor.pipe):
+                image = bench.editor.edit(sample, bench.seed)
+            seconds = time.perf_counter() - start
+            row = {
+                "sample": sample.id,
+                "index": index,
+                "category": sample.category,
+                "task": sample.task,
+                "instruction": sample.instruction,
+                "seed": bench.seed,
+                **bench.metrics(image, full),
+                **trace_facts(method.trace),
+                "flop_speedup": counter.run(method.trace).speedup,
+                "seconds": seconds,
+            }
+            cell.add_row(row, image, mask_of(method.trace))
+            report(row)
+            advance(f"{sample.id}: PSNR {row['psnr']:.2f} dB, kept {row['keep_ratio']:.0%}")
+
+
+def run_latency(
+    bench: Bench, method: Method, cell: Cell, label: str, samples: int, repeats: int
+) -> None:
+    """Time full and method in turns, apart from quality; only pairs the cell does not have yet."""
+    editor = bench.editor
+    samples = min(samples, len(bench.data))
+    timed = cell.timed()
+    warmup = 1
+    with progress(f"{label}: latency", samples * repeats, timed.total()) as advance:
+        for index in range(samples):
+            sample = bench.data[index]
+            had = timed[sample.id]
+            if had >= repeats:
+                continue
+            for pair in interleaved(
+                lambda sample: editor.edit(sample, bench.seed),
+                lambda: method(editor.pipe),
+                [sample],
+                repeats - had,
+                warmup,
+                editor.pipe._execution_device,
+            ):
+                cell.add_latency(
+                    {
+                        "sample": sample.id,
+                        "repeat": had + pair.repeat,
+                        "seconds_full": pair.seconds_full,
+                        "seconds_method": pair.seconds_method,
+                    }
+                )
+                advance(f"{sample.id}: {pair.seconds_full:.2f} s, {pair.seconds_method:.2f} s")
+            warmup = 0
+
+
+def latency_missing(cell: Cell, samples: Iterable[str], repeats: int) -> bool:
+    """Does the cell lack some of the pairs asked for?"""
+    timed = cell.timed()
+    return any(timed[sample] < repeats for sample in samples)
+
+
+def full_output(bench: Bench, sample: EditSample) -> Image.Image:
+    """The full-context output of a sample: computed once, then read, by whatever cell needs it."""
+    with bench.full.claim():
+        image = bench.full.image(sample.id)
+        if image is None:
+            image = bench.editor.edit(sample, bench.seed)
+            bench.full.add(sample.id, image, sample.references)
+    return image
+
+
+def trace_facts(trace: Sequence[CallRecord]) -> dict[str, Any]:
+    """What a row tells of a trace.
+
+    `keep_ratio` is the mean over all model calls, `pruned_keep_ratio` over those that dropped
+    tokens (None if none did); `*_calls` count calls.
+    """
+    pruned = [record for record in trace if record.kept is not None]
+    return {
+        "keep_ratio": fmean(record.keep_ratio for record in trace) if trace else 1.0,
+        "pruned_keep_ratio": fmean(record.keep_ratio for record in pruned) if pruned else None,
+        "n_reference": trace[0].n_reference if trace else 0,
+        "calls": len(trace),
+        "anchor_calls": sum(record.anchor for record in trace),
+        "pruned_calls": len(pruned),
+        "merged_calls": sum(bool(record.merged) for record in trace),
+        "scoring_seconds": sum(record.scoring_seconds for record in trace),
+        "selection_seconds": sum(record.selection_seconds for record in trace),
+    }
+
+
+def mask_of(trace: Sequence[CallRecord]) -> dict[str, Any] | None:
+    """The tokens that each anchor chose, by branch; None if nothing was dropped.
+
+    An anchor itself runs on all tokens, so its choice is what the branch's next pruned call kept
+    (None: all).
+    """
+    if all(record.kept is None for record in trace):
+        return None
+    anchors = []
+    for position, record in enumerate(trace):
+        if record.anchor:
+            after = (r for r in trace[position + 1 :] if r.branch == record.branch)
+            following = next(after, None)
+            kept = following.kept if following and not following.anchor else None
+            anchors.append({"step": record.step, "branch": record.branch, "kept": kept})
+    return {"grids": trace[0].layout.reference_grids, "anchors": anchors}
+
+
+@contextmanager
+def progress(title: str, total: int, done: int) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal; elsewhere, as in the log of a cluster job, a line per step."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[last]}", style="dim"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=total, completed=done, last="")
+
+        def advance(last: str) -> None:
+            bar.update(task, advance=1, last=last)
+            if not console.is_terminal:
+                log.info("%s %d/%d %s", title, bar.tasks[task].completed, total, last)
+
+        yield advance

@@ -1,0 +1,86 @@
+"""What `run.py` runs, and how its errors reach the user: one sentence and an exit code."""
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from topi.config import ConfigError, check_axes, read_config, sentence
+from topi.errors import ToPiError
+
+log = logging.getLogger(__name__)
+
+FAILED, REFUSED = 1, 2
+"""Exit codes: something went wrong on the way; the configuration is impossible."""
+
+
+def run_point(composed: DictConfig) -> None:
+    """Run one cell, from a single run or as one point of a sweep.
+
+    Raises:
+        ToPiError: in a sweep; it is logged too, as Hydra shows only the first error, after the last
+            point.
+        SystemExit: in a single run, once the error is told.
+    """
+    hydra = HydraConfig.get()
+    single = hydra.mode == RunMode.RUN
+    try:
+        if single:
+            check_axes(composed, hydra.overrides.task)
+        config = read_config(composed)
+
+        from topi.experiment import run  # loads torch, which a refusal need not wait for
+
+        run(config)
+    except ToPiError as error:
+        if single:
+            raise SystemExit(tell(error)) from error
+        log.error("%s: %s", " ".join(hydra.overrides.task), error)
+        raise
+
+
+def exit_code(main: Callable[[], None]) -> int:
+    """Run a Hydra main function; what the user can mend is told in one sentence.
+
+    Errors that the user cannot mend keep their stack trace.
+    """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on, unprinted
+    try:
+        main()
+    except (ToPiError, HydraException, OmegaConfBaseException) as error:
+        return tell(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        why = f"Cannot write {error.filename} ({error.strerror})"
+        return tell(ToPiError(f"{why}: name another folder with store=PATH."))
+    return 0
+
+
+def tell(error: Exception) -> int:
+    """Print an error as one sentence on stderr; returns the exit code that goes with it."""
+    print(f"topi: {explain(error)}", file=sys.stderr)
+    refused = isinstance(error, ConfigError) or not isinstance(error, ToPiError)
+    return REFUSED if refused else FAILED
+
+
+def explain(error: Exception) -> str:
+    """An error in one sentence, with the valid choices if one is unknown."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        return f"{group}={name} is unknown; choose one of: {', '.join(sorted(error.options))}."
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} cannot be read: {error.message.splitlines()[0]}."
+    if several := re.match("Ambiguous value for argument '(.*)'", str(error)):
+        return f"{several.group(1)} names several values; add -m to sweep over them."
+    for known in (error, error.__cause__):
+        if isinstance(known, OmegaConfBaseException):
+            return sentence(known)
+    return " ".join(str(error).split())

@@ -1,0 +1,162 @@
+"""Files that are either whole or absent: atomic writes, append-only lines, locks."""
+
+import fcntl
+import io
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from topi.errors import ToPiError
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ToPiError(
+            f"Cannot write {path} ({error.strerror or error}): free some space or name another "
+            "folder with store=PATH."
+        ) from error
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file in one step: readers see the old content or the new, never a part.
+
+    Raises:
+        ToPiError: it cannot be written; nothing is left behind then.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain data as readable JSON, in one step."""
+    write(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_image(path: Path, image: Image.Image) -> None:
+    """Write an image as PNG, in one step."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    write(path, buffer.getvalue())
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read an image whole.
+
+    Raises:
+        ToPiError: the file is damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise ToPiError(
+            f"The image {path} cannot be read ({error}): delete it and run again."
+        ) from error
+
+
+def append(path: Path, record: dict[str, Any]) -> None:
+    """Add one line of JSON and wait until it is on disk.
+
+    Raises:
+        ToPiError: it cannot be written; the file is as before then.
+    """
+    line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+    with _writing(path), path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            if file.write(line) != len(line):
+                raise OSError("the disk took only a part of the line")
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)
+            raise
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records of a file of JSON lines, and the bytes of a torn last line (0: none is torn).
+
+    Raises:
+        ToPiError: a line before the last is damaged.
+    """
+    if not path.is_file():
+        return [], 0
+    *lines, rest = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise ToPiError(
+                f"Line {number} of {path} is damaged: delete its folder and run again."
+            ) from error
+    return records, len(rest)
+
+
+def drop_torn_line(path: Path) -> bool:
+    """Cut off a last line that a killed process left unfinished. True if there was one."""
+    torn = read_lines(path)[1]
+    if torn:
+        with _writing(path):
+            os.truncate(path, path.stat().st_size - torn)
+    return bool(torn)
+
+
+@contextmanager
+def lock(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold the lock of a file; yields whether we got it. A lock ends with its process.
+
+    Args:
+        path: the lock file; it stays.
+        wait: until the holder lets go. Else give up at once, but for the moment in which
+            `is_locked` may be looking.
+    """
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:
+        yield _lock(file.fileno(), wait)
+
+
+def _lock(file: int, wait: bool) -> bool:
+    if wait:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return True
+    for _ in range(5):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+        else:
+            return True
+    return False
+
+
+def is_locked(path: Path) -> bool:
+    """Does some process hold this lock now?"""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

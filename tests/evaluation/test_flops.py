@@ -1,0 +1,93 @@
+"""Counted FLOPs: the real models' sizes, exact agreement with a real run, ideal speed-ups."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from topi.engine import CallRecord
+from topi.evaluation.flops import FlopCount, FlopCounter, count_trace
+from topi.methods import make_method
+from topi.methods.toma import layer_plan
+from topi.models import Layout, adapter_for
+
+TERA = 1e12
+LAYOUT = Layout(512, (64, 64), ((64, 64),))  # 1024 x 1024 pixels, one reference
+FULL = CallRecord(0, "cond", LAYOUT, 1)
+HALF = replace(FULL, front_layers=10, kept=tuple(range(0, 4096, 2)))
+
+
+@pytest.fixture(scope="module")
+def kontext():
+    with torch.device("meta"):
+        return FluxTransformer2DModel(guidance_embeds=True)
+
+
+@pytest.fixture(scope="module")
+def counter(kontext):
+    return FlopCounter(kontext)
+
+
+def test_flux_kontext(counter):
+    assert counter.call(FULL) / TERA == pytest.approx(165.46, abs=0.005)
+    assert counter.call(HALF) / TERA == pytest.approx(125.49, abs=0.005)
+    run = counter.run([FULL] + [HALF] * 9)
+    assert run.full == 10 * counter.call(FULL)
+    assert run.speedup == pytest.approx(1.278, abs=5e-4)
+
+
+def test_qwen_image_edit():
+    with torch.device("meta"):
+        counter = FlopCounter(QwenImageTransformer2DModel())
+    assert counter.call(FULL) / TERA == pytest.approx(174.17, abs=0.005)
+    assert counter.run([FULL] + [HALF] * 9).speedup == pytest.approx(1.282, abs=5e-4)
+
+
+@pytest.mark.parametrize(("merged", "expected"), [(6144, 1.27), (4096, 1.65), (2048, 2.22)])
+def test_toma_plan(counter, kontext, merged, expected):
+    """Within 3 %: the source of the expected values leaves the output projection full."""
+    plan = layer_plan(adapter_for(kontext).facts)
+    lengths = {layer: (each[1], merged) for layer, each in enumerate(plan) if each}
+    dense = counter.run([replace(FULL, merged=lengths)]).speedup
+    assert dense == pytest.approx(expected, rel=0.03)
+    released = counter.run([replace(FULL, merged=lengths), FULL, FULL]).speedup
+    assert released == pytest.approx({6144: 1.08, 4096: 1.15, 2048: 1.22}[merged], rel=0.015)
+
+
+def test_attention_only_merge_of_single_blocks_by_hand(counter):
+    """QKV and the attention core run on merged tokens, MLP and output projection on all."""
+    d, n, m = 3072, 8704, 512 + 4096
+    saved = counter.call(FULL) - counter.call(replace(FULL, merged={30: ("attention", 4096)}))
+    assert saved == 6 * (n - m) * d**2 + 4 * (n**2 - m**2) * d
+    saved = counter.call(FULL) - counter.call(replace(FULL, merged={30: ("block", 4096)}))
+    assert saved == 24 * (n - m) * d**2 + 4 * (n**2 - m**2) * d
+
+
+@pytest.mark.parametrize("kind", ["flux", "qwen", "qwen_plus"])
+def test_replay_counts_what_the_real_run_computes(tiny, kind):
+    pipe, arguments = tiny(kind, zero_cond_t=True) if kind == "qwen_plus" else tiny(kind)
+    method = make_method("random", ratio=0.3, front_layers=2, update_every=2, first_anchor=1)
+    with method(pipe), FlopCounterMode(display=False) as counter:
+        pipe(**arguments(steps=4, cfg=True, size=(144, 112)))
+    real = counter.get_flop_counts()[type(pipe.transformer).__name__]
+    count = count_trace(pipe.transformer, method.trace)
+    assert any(record.kept for record in method.trace)
+    assert count.method == sum(real.values()) < count.full
+
+
+def test_each_set_of_shapes_is_counted_once(tiny, monkeypatch):
+    pipe, arguments = tiny("flux")
+    with make_method("tomesd")(pipe) as method:
+        pipe(**arguments(steps=4))
+    counter, counted = FlopCounter(pipe.transformer), []
+    count = counter._count
+    monkeypatch.setattr(counter, "_count", lambda record: counted.append(record) or count(record))
+    run = counter.run(method.trace)
+    assert len(counted) == 2 and run.full > run.method
+    assert counter.run(method.trace) == run and len(counted) == 2
+
+
+def test_a_run_without_references_is_full():
+    assert FlopCount(0, 0).speedup == 1

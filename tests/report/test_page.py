@@ -1,0 +1,102 @@
+"""The page: complete, self-contained, and honest about stand-ins."""
+
+import re
+import subprocess
+import sys
+
+import matplotlib
+import pytest
+
+from topi.errors import ToPiError
+from topi.report import build
+from topi.report.figures import grid
+from topi.report.gallery import gather
+from topi.report.page import comparable, split_facts
+from topi.results.store import Store
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture(scope="module")
+def page(store_root, tmp_path_factory):
+    return build(store_root, tmp_path_factory.mktemp("report"), per_category=1)
+
+
+def test_it_writes_tables_figures_and_page(page):
+    names = {path.name for path in page.parent.iterdir()}
+    tables = {"kontext_standin.md", "kontext_standin.csv", "kontext_standin.tex"}
+    assert names == {"index.html", "figures", *tables}
+    figures = {path.name for path in (page.parent / "figures").iterdir()}
+    assert {"kontext_standin_quality_speed.pdf", "kontext_standin_keep_ratio.png"} <= figures
+    assert sum(name.startswith("kontext_standin_grid_") for name in figures) == 8
+
+
+def test_the_page_needs_no_other_file(page):
+    html = page.read_text()
+    addresses = re.findall(r"""(?:src|href)\s*=\s*["']([^"']{0,30})""", html)
+    assert len(addresses) == 6
+    assert all(address.startswith("data:image/png;base64,") for address in addresses)
+    assert "url(" not in html
+    assert "@import" not in html
+
+
+def test_the_page_says_what_was_run_and_what_a_stand_in_is(page):
+    html = page.read_text()
+    for fact in ("0123abc", "2.15.0", "sha256:feed", "topi tau=0.85", "Implicit change"):
+        assert fact in html, fact
+    assert html.count("never numbers of FLUX or Qwen") == 1
+    assert "Numbers of a stand-in are never" in " ".join(html.split())
+
+
+def test_the_grid_shows_every_picture_and_mask(store_root):
+    store = Store(store_root)
+    pictures = gather(store, store.rows(), per_category=1)[:1]
+    figure = grid(pictures)
+    shown = [ax for block in figure.subfigs for ax in block.axes if ax.images]
+    outputs, masks = len(pictures[0].outputs), 2 * len(pictures[0].anchors)
+    assert len(shown) == 2 + 2 * outputs + masks
+    assert pictures[0].instruction in figure.subfigs[0].get_suptitle().replace("\n", " ")
+
+
+def test_texts_of_the_grid_do_not_overlap(store_root):
+    store = Store(store_root)
+    figure = grid(gather(store, store.rows(), per_category=1))
+    figure.canvas.draw()
+    texts = [block._suptitle for block in figure.subfigs]
+    for ax in (ax for block in figure.subfigs for ax in block.axes):
+        texts += [text for text in (ax.title, *ax.texts) if text.get_text()]
+    boxes = [text.get_window_extent() for text in texts]
+    assert len(boxes) > 40
+    for i, one in enumerate(boxes):
+        assert figure.bbox.x0 <= one.x0
+        assert one.x1 <= figure.bbox.x1
+        assert not any(one.overlaps(other) for other in boxes[i + 1 :])
+
+
+def test_retrained_weights_are_not_pooled_with_the_old_ones(tmp_path, new_store):
+    new_store(tmp_path, weights="sha256:old0", per_category=1)
+    new_store(tmp_path, weights="sha256:new1", per_category=1)
+    store = Store(tmp_path)
+    groups = list(comparable(store, store.rows()))
+    titles = {f"kontext_standin (weights sha256:{name})" for name in ("old0", "new1")}
+    assert {group.title for group in groups} == titles
+    assert [group.stem for group in groups] == ["kontext_standin", "kontext_standin-2"]
+    assert [len(group.rows) for group in groups] == [16, 16]
+
+
+def test_facts_are_split_into_shared_and_own():
+    manifests = {"a": {"git": {"commit": "1"}, "tau": 0.8}, "b": {"git": {"commit": "1"}, "x": 1}}
+    shared, own = split_facts(manifests)
+    assert shared == {"git.commit": "1"}
+    assert own == {"a": {"tau": "0.8"}, "b": {"x": "1"}}
+
+
+def test_an_empty_store_is_one_clear_error(tmp_path):
+    with pytest.raises(ToPiError, match=r"run\.py"):
+        build(tmp_path / "results", tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_reporting_needs_neither_torch_nor_diffusers():
+    code = "import sys, topi.report; sys.exit(bool({'torch', 'diffusers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,87 @@
+"""Whatever happens to a process or a disk, a file is whole or absent."""
+
+import resource
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+from PIL import Image
+
+from topi.errors import ToPiError
+from topi.results import files
+
+
+@contextmanager
+def disk_full_after(size):
+    """No file may grow beyond `size` bytes, as on a disk without space."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_failed_write_keeps_the_old_file_and_no_part(tmp_path):
+    path = tmp_path / "sub" / "a.json"
+    files.write(path, b"old")
+    with disk_full_after(10), pytest.raises(ToPiError, match=r"a\.json.*store="):
+        files.write(path, b"new" * 100)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+def test_a_failed_append_leaves_the_lines_before_it(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    files.append(path, {"n": 1})
+    with disk_full_after(20), pytest.raises(ToPiError, match="rows.jsonl"):
+        files.append(path, {"text": "x" * 100})
+    assert path.read_text() == '{"n": 1}\n'
+    files.append(path, {"n": 2})
+    assert files.read_lines(path) == ([{"n": 1}, {"n": 2}], 0)
+
+
+def test_a_torn_last_line_is_dropped(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"n": 1}\n{"n": 2')
+    assert files.read_lines(path)[0] == [{"n": 1}]
+    assert files.drop_torn_line(path)
+    assert path.read_text() == '{"n": 1}\n'
+    assert not files.drop_torn_line(path)
+
+
+def test_a_damaged_line_before_the_last_is_an_error(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"n": \n{"n": 2}\n')
+    with pytest.raises(ToPiError, match=r"Line 1 of .*rows\.jsonl is damaged"):
+        files.read_lines(path)
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ToPiError, match="store=PATH"):
+        files.write_json(tmp_path / "file" / "x.json", {})
+
+
+def test_a_damaged_image_is_named(tmp_path):
+    path = tmp_path / "a.png"
+    files.write_image(path, Image.new("RGB", (64, 64), "red"))
+    assert files.read_image(path).size == (64, 64)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ToPiError, match=r"a\.png cannot be read"):
+        files.read_image(path)
+
+
+def test_a_lock_has_one_holder_and_ends_with_it(tmp_path):
+    path = tmp_path / ".lock"
+    code = "import sys; from topi.results import files\n"
+    code += f"with files.lock(__import__('pathlib').Path({str(path)!r})) as ours: print(ours)"
+    ask = [sys.executable, "-c", code]
+    assert not files.is_locked(path)
+    with files.lock(path) as ours:
+        assert ours
+        assert files.is_locked(path)
+        assert subprocess.run(ask, capture_output=True, text=True).stdout == "False\n"
+    assert not files.is_locked(path)
+    assert subprocess.run(ask, capture_output=True, text=True).stdout == "True\n"

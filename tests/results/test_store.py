@@ -1,0 +1,124 @@
+"""The store tells what was done and goes on from there."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from topi.results import Store
+from topi.results.provenance import provenance
+
+IMAGE = Image.new("RGB", (16, 16), "red")
+
+
+@pytest.fixture
+def cell(tmp_path):
+    return Store(tmp_path).cell("m-topi-1")
+
+
+def manifest(**more):
+    about = {"key": "m-topi-1", "model": "m", "method": "topi", "label": "topi tau=0.8"}
+    about |= {"params": {"tau": 0.8}, "count": 2, "created": "2026-01-01", "full_key": "m-1"}
+    return about | {"git": None, "versions": {"torch": "2"}, "device": {"name": "cpu"}} | more
+
+
+def row(name, **scores):
+    return {"sample": name, "index": 0, "category": "c", "task": "t", "instruction": "i"} | scores
+
+
+def test_states_of_a_cell(cell):
+    cell.start(manifest())
+    assert cell.state == "partial 0/2"
+    with cell.lock():
+        cell.add_row(row("a"), IMAGE, None)
+        assert cell.state == "running 1/2"
+    assert cell.state == "partial 1/2"
+    cell.fail("no luck")
+    assert cell.state == "failed: no luck"
+    cell.start(manifest())
+    assert cell.state == "partial 1/2"
+    cell.finish()
+    assert cell.state == "complete"
+
+
+def test_a_row_comes_after_its_picture_and_mask(cell, monkeypatch):
+    from topi.results import files
+
+    cell.start(manifest())
+    order = []
+    for name in ("write", "append"):
+        real = getattr(files, name)
+        monkeypatch.setattr(
+            files, name, lambda path, *a, real=real: (order.append(path.name), real(path, *a))
+        )
+    cell.add_row(row("a"), IMAGE, {"grids": [[1, 1]], "anchors": []})
+    assert order == ["a.png", "a.json", "rows.jsonl"]
+    assert json.loads((cell.path / "masks" / "a.json").read_text())["grids"] == [[1, 1]]
+
+
+def test_a_second_start_keeps_the_manifest_and_notes_new_circumstances(cell, caplog):
+    cell.start(manifest())
+    cell.add_row(row("a"), IMAGE, None)
+    with (cell.path / "rows.jsonl").open("a") as file:
+        file.write('{"sample": "b", "ps')
+    cell.start(manifest(created="later"))
+    assert "unfinished last line of rows.jsonl" in caplog.text
+    assert cell.manifest["created"] == "2026-01-01"
+    assert "resumed" not in cell.manifest
+    newer = manifest(versions={"torch": "3"})
+    cell.start(newer)
+    cell.start(newer)
+    assert [r["versions"] for r in cell.manifest["resumed"]] == [{"torch": "3"}]
+    assert [r["sample"] for r in cell.rows] == ["a"]
+
+
+def test_frames_join_rows_with_their_cells(cell, tmp_path):
+    store = Store(tmp_path)
+    assert list(store.rows().columns)[:3] == ["cell", "model", "method"]
+    assert store.rows().empty
+    assert store.latency().empty
+    cell.start(manifest())
+    cell.add_row(row("a", psnr=float("inf"), extra=1), IMAGE, None)
+    cell.add_latency({"sample": "a", "repeat": 0, "seconds_full": 2.0, "seconds_method": 1.0})
+    line = store.rows().iloc[0]
+    assert (line["cell"], line["label"], line["params"]) == (
+        "m-topi-1",
+        "topi tau=0.8",
+        {"tau": 0.8},
+    )
+    assert (line["psnr"], line["extra"]) == (float("inf"), 1)
+    assert store.latency().to_dict("records") == [
+        {
+            "cell": "m-topi-1",
+            "sample": "a",
+            "repeat": 0,
+            "seconds_full": 2.0,
+            "seconds_method": 1.0,
+        }
+    ]
+    assert cell.timed() == {"a": 1}
+
+
+def test_full_outputs_are_kept_with_their_references(tmp_path):
+    full = Store(tmp_path).full("m-1")
+    assert full.image("a") is None
+    full.add("a", IMAGE, [IMAGE.resize((8, 8)), IMAGE])
+    assert full.image("a").getpixel((0, 0)) == (255, 0, 0)
+    assert [image.size for image in full.references("a")] == [(8, 8), (16, 16)]
+
+
+def test_provenance_names_no_machine():
+    found = provenance("cpu", 2)
+    assert found["versions"]["torch"][0].isdigit()
+    assert found["device"]["name"] == "cpu"
+    assert set(found["git"] or {"commit": 0, "dirty": 0}) == {"commit", "dirty"}
+    host = __import__("socket").gethostname()
+    assert host not in json.dumps(found)
+
+
+def test_results_need_no_torch():
+    code = "import sys, topi.results, topi.results.provenance; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr

@@ -1,0 +1,73 @@
+"""The `topi` command."""
+
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from topi import cli
+from topi.results import Store
+
+ABOUT = {"model": "m", "count": 2, "git": None, "versions": {}, "device": {}}
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "results")
+    for number, label in enumerate(("done", "cut", "broken")):
+        cell = store.cell(f"m-{label}")
+        cell.start({**ABOUT, "key": cell.key, "label": label, "created": f"2026-01-0{number + 1}"})
+        cell.add_row({"sample": "a"}, Image.new("RGB", (8, 8)), None)
+    store.cell("m-done").finish()
+    store.cell("m-broken").fail("out of luck [again]")
+    return store
+
+
+def test_status_lists_cells_with_their_state(store, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    assert cli.main(["status", "--store", str(store.root)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1] == ["m", "done", "1/2", "complete", "m-done"]
+    assert lines[2] == ["m", "cut", "1/2", "partial", "1/2", "m-cut"]
+    assert lines[3][3:] == ["failed:", "out", "of", "luck", "[again]", "m-broken"]
+
+
+def test_status_of_nothing(tmp_path, capsys):
+    assert cli.main(["status", "--store", str(tmp_path)]) == 0
+    assert "run.py" in capsys.readouterr().out
+
+
+def test_status_needs_no_torch(store):
+    code = (
+        "import sys; from topi.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, "status", "--store", str(store.root)]
+    assert subprocess.run(command, capture_output=True, text=True).stdout.endswith("False\n")
+
+
+def test_report_and_fetch_call_their_parts(monkeypatch, tmp_path, capsys):
+    import topi.report
+    from topi.evaluation import lpips_weights
+
+    calls = []
+    monkeypatch.setattr(topi.report, "build", lambda *paths: calls.append(paths))
+    monkeypatch.setattr(lpips_weights, "fetch", lambda: tmp_path / "w")
+    assert cli.main(["report", "--store", "s", "--out", "o"]) == 0
+    assert [[str(path) for path in call] for call in calls] == [["s", "o"]]
+    assert cli.main(["fetch-lpips"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'w'}\n"
+
+
+def test_an_error_is_one_sentence(tmp_path, capsys):
+    assert cli.main(["report", "--store", str(tmp_path), "--out", str(tmp_path / "o")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("topi: There are no results")
+    assert error.count("\n") == 1
+
+
+def test_unknown_commands_are_refused_with_the_choices(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["stats"])
+    assert stopped.value.code == 2
+    assert "status" in capsys.readouterr().err
