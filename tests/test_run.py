@@ -234,42 +234,6 @@ def test_a_killed_run_continues_with_the_same_rows(run, edits, tmp_path):
     assert rows_of(cells[0]) == rows_of(whole)
 
 
-def test_wandb_mirrors_a_cell_offline_and_touches_no_home(tmp_path):
-    from offline_run import read_run
-
-    home = tmp_path / "home"
-    home.mkdir()
-    places = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "XDG"))}
-    arguments = ("method=topi", "logger=wandb_offline", "latency.samples=1")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *SMOKE, *arguments],
-        cwd=tmp_path,
-        env=places | {"HOME": str(home), "COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    (cell,) = Store(tmp_path / "results").load_cells()
-    assert cell.complete
-    assert not list(home.rglob("*"))
-    (folder,) = (tmp_path / "results" / "wandb").rglob("offline-run-*")
-    mirrored = read_run(folder)
-    assert (mirrored["id"], mirrored["name"]) == (cell.key, "topi tau=0.85")
-    assert mirrored["config"]["params"][
-        "value" if "value" in mirrored["config"]["params"] else "tau"
-    ]
-    scores = [line["psnr"] for line in mirrored["history"] if "psnr" in line]
-    assert scores == [row["psnr"] for row in cell.rows]
-    assert mirrored["exit"] == 0
-    summary = mirrored["summary"]
-    assert summary["keep_ratio"] == pytest.approx(sum(r["keep_ratio"] for r in cell.rows) / 2)
-    assert summary["speedup"] > 0
-    assert summary["samples"]["nrows"] == 2
-    assert summary["pictures"]["count"] == 2
-    picture = Image.open(next((folder / "files" / "media" / "images").rglob("*.png")))
-    assert picture.size == (4 * 128, 128)
-
-
 def test_without_wandb_a_cell_is_complete_all_the_same(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     code, out, _ = run(*SMOKE, "logger=wandb_offline", "data.count=1")

@@ -2,4 +2,4 @@
 
 
 class ToPiError(Exception):
-    """Something the user can mend. The message is one sentence that says what is wrong and what to do."""
+    """Something the user can mend; one sentence says what is wrong and what to do."""

@@ -91,3 +91,13 @@ def test_each_set_of_shapes_is_counted_once(tiny, monkeypatch):
 
 def test_a_run_without_references_is_full():
     assert FlopCount(0, 0).speedup == 1
+
+
+@pytest.mark.parametrize("kind", ["flux", "qwen"])
+def test_inputs_have_the_layout_asked_for(tiny, kind):
+    adapter = adapter_for(tiny(kind)[0])
+    layout = Layout(7, (3, 4), ((5, 2), (1, 6)))
+    inputs = adapter.inputs(layout, 2, torch.device("cpu"))
+    assert adapter.layout(inputs) == layout
+    with torch.no_grad():
+        assert adapter.transformer(**inputs).sample.shape[:2] == (2, layout.n_image)

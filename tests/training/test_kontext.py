@@ -1,5 +1,7 @@
 """Training: a phase runs, is resumed where it was killed, and ends in loadable weights."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -34,7 +36,8 @@ def run(monkeypatch, prompts, tmp_path):
 
 
 def test_training_learns_and_its_weights_load(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(standin, "weights_folder", lambda: tmp_path / "weights")
+    for module in (standin, training):
+        monkeypatch.setattr(module, "weights_folder", lambda: tmp_path / "weights")
     torch.manual_seed(0)
     untrained = standin.new_kontext_transformer().state_dict()
     out = run(0.06, "--ship")
@@ -42,6 +45,10 @@ def test_training_learns_and_its_weights_load(run, tmp_path, monkeypatch):
     moved = [n for n, t in untrained.items() if not torch.equal(t, averaged[f"transformer.{n}"])]
     assert len(moved) > 0.9 * len(untrained)
     assert list(out.glob("samples-64-*.png"))
+    told = json.loads((tmp_path / "weights" / "recipe.json").read_text())
+    steps = torch.load(out / "phase-64" / "last.ckpt", weights_only=False)["global_step"]
+    assert told["training"].startswith(f"{steps} steps at 64 px;")
+    assert "3 dual-stream and 6 single-stream" in told["architecture"]
     pipe = standin.load_kontext_standin()
     for name, tensor in pipe.transformer.state_dict().items():
         assert torch.equal(tensor, averaged[f"transformer.{name}"].half().float())

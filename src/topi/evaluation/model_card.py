@@ -1,5 +1,6 @@
-"""The model card of the stand-in: measured, not written. `topi card` makes it anew."""
+"""The model card of the stand-in, measured anew by `python -m topi.evaluation.model_card`."""
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from topi.data import CATEGORIES, EditSample, MiniEdit
 from topi.evaluation.calibration import calibrate
 from topi.evaluation.held_out import held_out_rows, psnr
 from topi.methods import make_method
-from topi.models.editor import Editor
+from topi.models.editor import Editor, ModelConfig, load_editor
+from topi.models.standin import weights_folder
 
 TAUS = (0.8, 0.85, 0.9)
 #: What keeps half of the reference tokens, and how: the paper's score, its ablations, the floors.
@@ -139,3 +141,23 @@ def write(card: Mapping, folder: Path) -> None:
     settings = json.loads(config.read_text())
     settings["representative_layers"] = list(card["calibration"]["layers"])
     config.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure the shipped stand-in and write its card."""
+    parser = argparse.ArgumentParser(prog="python -m topi.evaluation.model_card")
+    parser.add_argument("--held-out", type=int, default=256, help="samples for the true edits")
+    parser.add_argument("--calibration", type=int, default=48, help="samples for the layers")
+    parser.add_argument("--samples", type=int, default=32, help="samples for pruning")
+    parser.add_argument("--steps", type=int, default=28)
+    args = parser.parse_args(argv)
+    config = ModelConfig(
+        "kontext_standin", "kontext", "standin", args.steps, height=128, width=128, front_layers=2
+    )
+    card = measure(load_editor(config), args.held_out, args.calibration, args.samples)
+    write(card, weights_folder())
+    print(f"wrote {weights_folder() / 'README.md'}")
+
+
+if __name__ == "__main__":
+    main()

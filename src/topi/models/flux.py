@@ -34,9 +34,8 @@ class FluxAdapter(Adapter):
     def layout(self, kwargs: Mapping[str, Any]) -> Layout:
         """From the frames, rows and columns in `img_ids`."""
         ids = kwargs["img_ids"]
-        if (
-            self._grids[0] is not ids
-        ):  # reading ids waits for the device; a pipeline reuses the tensor
+        # reading ids waits for the device; a pipeline uses one tensor for all its calls
+        if self._grids[0] is not ids:
             self._grids = (ids, image_grids(ids))
         target, *references = self._grids[1]
         return Layout(kwargs["encoder_hidden_states"].shape[1], target, tuple(references))

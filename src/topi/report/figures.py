@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -22,9 +23,12 @@ CELL = 1.45  # inches
 
 def method_style(methods: Sequence[str]) -> dict[str, dict[str, object]]:
     """Colour (colour-blind safe) and marker of each method, so that none needs colour alone."""
+    names = list(dict.fromkeys(methods))
+    colours = sns.color_palette("colorblind", len(names))
+    markers = (MARKERS[i % len(MARKERS)] for i in range(len(names)))
     return {
-        method: {"color": f"C{i}", "marker": MARKERS[i % len(MARKERS)]}
-        for i, method in enumerate(dict.fromkeys(methods))
+        name: {"color": colour, "marker": marker}
+        for name, colour, marker in zip(names, colours, markers, strict=True)
     }
 
 
@@ -144,18 +148,23 @@ def keep_ratio_by_step(steps: pd.DataFrame) -> Figure:
     The line is the mean over samples, the band their 10 % to 90 % range; anchors run on the full
     context.
     """
-    dashes = ["-", "--", "-.", ":"]
     figure, ax = plt.subplots(figsize=(6.2, 2.9))
-    for number, (label, group) in enumerate(steps.groupby("label", sort=False)):
-        by_step = group.groupby("step")["keep_ratio"]
-        x, mean = by_step.mean().index, by_step.mean()
-        low, high = by_step.quantile(0.1), by_step.quantile(0.9)
-        style = {"color": f"C{number}", "linestyle": dashes[number % len(dashes)]}
-        ax.step(x, mean, where="mid", label=label, **style)
-        ax.fill_between(x, low, high, step="mid", color=f"C{number}", alpha=0.15, linewidth=0)
+    sns.lineplot(
+        steps,
+        x="step",
+        y="keep_ratio",
+        hue="label",
+        style="label",
+        palette="colorblind",
+        errorbar=("pi", 80),
+        drawstyle="steps-mid",
+        ax=ax,
+    )
+    handles, names = ax.get_legend_handles_labels()
+    ax.get_legend().remove()
     ax.set(xlabel="denoising step", ylabel="share of reference tokens", ylim=(0, 1.03))
     ax.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(loc="outside upper center", ncols=min(steps["label"].nunique(), 4))
+    figure.legend(handles, names, loc="outside upper center", ncols=min(len(names), 4))
     return figure
 
 

@@ -1,6 +1,7 @@
 """Train the Kontext stand-in: `python -m topi.training --phases 64:60 96:30 128:60`."""
 
 import argparse
+import json
 from pathlib import Path
 
 import lightning as L
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from topi.data.mini_edit import draw_pair
-from topi.models.standin import BlockTransformVAE, save_kontext_standin
+from topi.models.standin import BlockTransformVAE, save_kontext_standin, weights_folder
 from topi.models.text import PromptCache
 from topi.training.kontext import KontextTraining, to_signed, train_phase
 
@@ -33,9 +34,32 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
+        "--hardware", default="an unnamed machine", help="what the model card calls this machine"
+    )
+    parser.add_argument(
         "--ship", action="store_true", help="write the result to the package's weights folder"
     )
     return parser.parse_args(argv)
+
+
+def recipe(args: argparse.Namespace, module: KontextTraining, sizes: list[int]) -> dict[str, str]:
+    """What the model card tells of the training run, from its checkpoints."""
+    config = module.transformer.config
+    parts, minutes = [], 0.0
+    for size in sizes:
+        last = torch.load(args.out / f"phase-{size}" / "last.ckpt", weights_only=False)
+        minutes += last["phase"]["elapsed"] / 60
+        parts.append(f"{last['global_step']} steps at {size} px")
+    return {
+        "architecture": f"{config.num_layers} dual-stream and {config.num_single_layers} "
+        f"single-stream blocks, {config.num_attention_heads} heads of {config.attention_head_dim}, "
+        f"rotary axes {tuple(config.axes_dims_rope)}, guidance embedding (trained at one value)",
+        "training": f"{', '.join(parts)}; batches of {args.batch}, AdamW at {args.lr:g} and 0.8 "
+        "times that after the first phase, linear to zero in the last, bf16 autocast; tokens that "
+        "the edit changes weigh three times; exponential moving average of the weights (0.998).",
+        "command": f"python -m topi.training --phases {' '.join(args.phases)}",
+        "cost": f"{minutes:.0f} minutes on {args.hardware}.",
+    }
 
 
 def fitted_vae() -> BlockTransformVAE:
@@ -77,6 +101,8 @@ def main(argv: list[str] | None = None) -> None:
         save_file({n: t.contiguous() for n, t in module.state_dict().items()}, done)
     if args.ship:
         save_kontext_standin(module.transformer, module.vae)
+        told = recipe(args, module, [size for size, _ in phases])
+        (weights_folder() / "recipe.json").write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":
