@@ -29,7 +29,8 @@ def card(editor):
     return model_card.measure(editor, held_out=8, calibration=8, samples=4)
 
 
-RECIPE = dict(architecture="a", training="t", command="python", cost="nothing")
+RUN = dict(training="from scratch", command="python", cost="1 minute")
+RECIPE = dict(architecture="a", runs=[RUN, RUN])
 
 
 def test_psnr_by_hand():
@@ -103,6 +104,7 @@ def test_card_is_written_beside_the_weights(card, tmp_path):
     model_card.write(card, tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "not the weights" in text and "{{" not in text and "{%" not in text
+    assert "- Run 1: from scratch; 1 minute. `python`\n- Run 2" in text
     for table_row in ("| camera_move |", "| tau=0.85 |", "| random, redrawn at anchors |"):
         assert table_row in text
     config = json.loads((tmp_path / "config.json").read_text())

@@ -47,11 +47,26 @@ def test_training_learns_and_its_weights_load(run, tmp_path, monkeypatch):
     assert list(out.glob("samples-64-*.png"))
     told = json.loads((tmp_path / "weights" / "recipe.json").read_text())
     steps = torch.load(out / "phase-64" / "last.ckpt", weights_only=False)["global_step"]
-    assert told["training"].startswith(f"{steps} steps at 64 px;")
+    assert told["runs"][0]["training"].startswith(f"from scratch, {steps} steps at 64 px;")
     assert "3 dual-stream and 6 single-stream" in told["architecture"]
     pipe = standin.load_kontext_standin()
     for name, tensor in pipe.transformer.state_dict().items():
         assert torch.equal(tensor, averaged[f"transformer.{name}"].half().float())
+
+
+def test_training_continues_the_shipped_weights(run, tmp_path, monkeypatch):
+    for module in (standin, training):
+        monkeypatch.setattr(module, "weights_folder", lambda: tmp_path / "weights")
+    torch.manual_seed(7)
+    shipped = standin.new_kontext_transformer()
+    standin.save_kontext_standin(shipped, standin.BlockTransformVAE())
+    first = {"training": "before", "command": "python", "cost": "an hour"}
+    (tmp_path / "weights" / "recipe.json").write_text(json.dumps({"runs": [first]}))
+    run(0.01, "--continue-shipped", "--ship", "--lr", "0")  # the weights come back as they were
+    state = standin.load_kontext_standin().transformer.state_dict()
+    assert all(torch.equal(t.half().float(), state[n]) for n, t in shipped.state_dict().items())
+    runs = json.loads((tmp_path / "weights" / "recipe.json").read_text())["runs"]
+    assert runs[0] == first and runs[1]["training"].startswith("from the shipped weights, ")
 
 
 def test_killed_phase_goes_on_from_its_checkpoint(run):

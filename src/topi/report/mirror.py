@@ -105,13 +105,13 @@ class Mirror:
         import wandb
 
         rows = pd.DataFrame(self.cell.rows)
-        self.run.summary.update(summary(rows, pd.DataFrame(self.cell.latency)))
         pictures = [
             wandb.Image(self._picture(name), caption=f"{name}: {text}")
             for name, text in rows[["sample", "instruction"]].head(self.pictures).values
         ]
         table = wandb.Table(columns=list(rows.columns), data=rows.astype(object).values.tolist())
         self.run.log({"samples": table, "pictures": pictures}, step=int(rows["index"].max()) + 1)
+        self.run.summary.update(summary(rows, pd.DataFrame(self.cell.latency)))
 
     def _picture(self, sample: str) -> Image.Image:
         """reference | full | this cell | the tokens kept at the last anchor."""
@@ -132,9 +132,13 @@ def summary(rows: pd.DataFrame, latency: pd.DataFrame) -> dict[str, float]:
     """Means over the samples, finite values only, of all and of each category; the speed-up."""
     finite = rows[[name for name in SCORES if name in rows]].astype(float)
     finite = finite.mask(finite.abs() == float("inf"))
-    result = {name: value for name, value in finite.mean().items() if pd.notna(value)}
-    for category, means in finite.groupby(rows["category"]).mean().iterrows():
-        result |= {f"{category}/{n}": v for n, v in means.items() if pd.notna(v)}
+    groups = {"mean": finite, **dict(list(finite.groupby(rows["category"])))}
+    result = {
+        f"{group}/{name}": value
+        for group, scores in groups.items()
+        for name, value in scores.mean().items()
+        if pd.notna(value)
+    }
     if not latency.empty:
         result["speedup"] = speedup(latency).value
-    return {**result, "samples": len(rows), "identical": int((rows["psnr"] == float("inf")).sum())}
+    return {**result, "n": len(rows), "identical": int((rows["psnr"] == float("inf")).sum())}

@@ -6,10 +6,16 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
 from topi.data.mini_edit import draw_pair
-from topi.models.standin import BlockTransformVAE, save_kontext_standin, weights_folder
+from topi.models.standin import (
+    BlockTransformVAE,
+    load_kontext_standin,
+    save_kontext_standin,
+    weights_folder,
+)
 from topi.models.text import PromptCache
 from topi.training.kontext import KontextTraining, to_signed, train_phase
 
@@ -34,6 +40,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
+        "--continue-shipped",
+        action="store_true",
+        help="start from the weights in the package instead of from scratch",
+    )
+    parser.add_argument(
         "--hardware", default="an unnamed machine", help="what the model card calls this machine"
     )
     parser.add_argument(
@@ -42,24 +53,38 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def recipe(args: argparse.Namespace, module: KontextTraining, sizes: list[int]) -> dict[str, str]:
-    """What the model card tells of the training run, from its checkpoints."""
-    config = module.transformer.config
+def recipe(args: argparse.Namespace, sizes: list[int]) -> dict[str, str]:
+    """What the model card tells of one training run, from its checkpoints."""
     parts, minutes = [], 0.0
     for size in sizes:
         last = torch.load(args.out / f"phase-{size}" / "last.ckpt", weights_only=False)
         minutes += last["phase"]["elapsed"] / 60
         parts.append(f"{last['global_step']} steps at {size} px")
+    started = "the shipped weights" if args.continue_shipped else "scratch"
     return {
-        "architecture": f"{config.num_layers} dual-stream and {config.num_single_layers} "
-        f"single-stream blocks, {config.num_attention_heads} heads of {config.attention_head_dim}, "
-        f"rotary axes {tuple(config.axes_dims_rope)}, guidance embedding (trained at one value)",
-        "training": f"{', '.join(parts)}; batches of {args.batch}, AdamW at {args.lr:g} and 0.8 "
-        "times that after the first phase, linear to zero in the last, bf16 autocast; tokens that "
-        "the edit changes weigh three times; exponential moving average of the weights (0.998).",
-        "command": f"python -m topi.training --phases {' '.join(args.phases)}",
-        "cost": f"{minutes:.0f} minutes on {args.hardware}.",
+        "training": f"from {started}, {', '.join(parts)}; batches of {args.batch}, learning rate "
+        f"{args.lr:g}, 0.8 times that after the first phase, linear to zero in the last",
+        "command": f"python -m topi.training --phases {' '.join(args.phases)} --lr {args.lr:g}"
+        f"{' --continue-shipped' if args.continue_shipped else ''}",
+        "cost": f"{minutes:.0f} minutes on {args.hardware}",
     }
+
+
+def architecture(transformer: FluxTransformer2DModel) -> str:
+    """The transformer in one line."""
+    config = transformer.config
+    return (
+        f"{config.num_layers} dual-stream and {config.num_single_layers} single-stream blocks, "
+        f"{config.num_attention_heads} heads of {config.attention_head_dim}, rotary axes "
+        f"{tuple(config.axes_dims_rope)}, guidance embedding (trained at one value)"
+    )
+
+
+def shipped_state() -> dict[str, torch.Tensor]:
+    """The package's weights, named as in the training module."""
+    pipe = load_kontext_standin()
+    parts = {"transformer": pipe.transformer, "vae": pipe.vae}
+    return {f"{name}.{n}": t for name, part in parts.items() for n, t in part.state_dict().items()}
 
 
 def fitted_vae() -> BlockTransformVAE:
@@ -76,6 +101,10 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_float32_matmul_precision("high")
     args.out.mkdir(parents=True, exist_ok=True)
     module = KontextTraining(fitted_vae(), PromptCache(), args.out, not args.no_compile)
+    before = []  # recipes of the runs that this one continues
+    if args.continue_shipped:
+        module.load_state_dict(shipped_state())
+        before = json.loads((weights_folder() / "recipe.json").read_text())["runs"]
     phases = [(int(s), float(m)) for s, m in (p.split(":") for p in args.phases)]
     for k, (size, minutes) in enumerate(phases):
         done = args.out / f"phase-{size}" / "averaged.safetensors"
@@ -101,7 +130,8 @@ def main(argv: list[str] | None = None) -> None:
         save_file({n: t.contiguous() for n, t in module.state_dict().items()}, done)
     if args.ship:
         save_kontext_standin(module.transformer, module.vae)
-        told = recipe(args, module, [size for size, _ in phases])
+        run = recipe(args, [size for size, _ in phases])
+        told = {"architecture": architecture(module.transformer), "runs": [*before, run]}
         (weights_folder() / "recipe.json").write_text(json.dumps(told, indent=1) + "\n")
 
 
