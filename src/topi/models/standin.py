@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxKontextPipeline, FluxTransformer2DModel
+from diffusers import FluxKontextPipeline, FluxTransformer2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
 from diffusers.models.autoencoders.vae import DecoderOutput
@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from topi.errors import ToPiError
+from topi.models.scheduler import flux_scheduler
 from topi.models.text import TEXT_DIM, PooledSentenceEncoder, SentenceEncoder, load_minilm
 
 PATCH = 8  # pixels per token side
@@ -105,18 +106,6 @@ def block_cosine_basis(coefficients: tuple[int, int, int]) -> Tensor:
         for u, v in order[:count]
     ]
     return torch.tensor(np.array(rows), dtype=torch.float32)
-
-
-def flux_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """Kontext's own schedule; at 256 target tokens its shift is exp(0.5)."""
-    return FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True,
-        base_shift=0.5,
-        max_shift=1.15,
-        base_image_seq_len=256,
-        max_image_seq_len=4096,
-        shift=3.0,
-    )
 
 
 def new_kontext_transformer(

@@ -9,7 +9,6 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLQwenImage,
     DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
     FluxKontextPipeline,
     FluxTransformer2DModel,
     QwenImageEditPipeline,
@@ -20,6 +19,7 @@ from PIL import Image
 from torch import nn
 
 from topi.models.rebind import rebind
+from topi.models.scheduler import flux_scheduler
 
 WIDTH = 32  # of the text embeddings
 HEADS = {"attention_head_dim": 32, "num_attention_heads": 2, "axes_dims_rope": (4, 12, 16)}
@@ -66,7 +66,7 @@ def tiny_flux(
         scaling_factor=1.5035,
     )
     pipe = FluxKontextPipeline(
-        scheduler=_scheduler(),
+        scheduler=flux_scheduler(),
         vae=vae,
         text_encoder=None,
         tokenizer=None,
@@ -158,7 +158,7 @@ def _tiny_qwen(
         temperal_downsample=[False, True, True],
     )
     pipe = with_reference_area(pipeline_class, area)(
-        scheduler=_scheduler(),
+        scheduler=flux_scheduler(),
         vae=vae,
         text_encoder=None,
         tokenizer=None,
@@ -210,17 +210,6 @@ def with_reference_area(
     )
     members = {"__call__": call, "__module__": pipeline_class.__module__}
     return type(pipeline_class.__name__, (pipeline_class,), members)
-
-
-def _scheduler() -> FlowMatchEulerDiscreteScheduler:
-    return FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True,
-        base_shift=0.5,
-        max_shift=1.15,
-        base_image_seq_len=256,
-        max_image_seq_len=4096,
-        shift=3.0,
-    )
 
 
 def _sharpen(transformer: nn.Module, seed: int) -> nn.Module:

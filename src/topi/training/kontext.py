@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from topi.data import CATEGORIES
 from topi.data.mini_edit import draw_pair
+from topi.models.scheduler import flux_scheduler
 from topi.models.standin import (
     GUIDANCE,
     PATCH,
     BlockTransformVAE,
-    flux_scheduler,
     new_kontext_transformer,
 )
 from topi.models.text import TEXT_TOKENS, PromptCache
