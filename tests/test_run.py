@@ -87,6 +87,15 @@ def test_the_main_sweep(run, edits, monkeypatch):
     assert out.count("is complete, nothing to do") == 6
 
 
+def test_a_key_holds_what_is_used_and_not_how_it_was_said(run, edits):
+    run(*SMOKE, "data.count=1")
+    for same in ("tau=0.85", "method.layers=[4,3,2]", "model.device=cpu", "method.tau=0.85"):
+        code, out, _ = run(*SMOKE, "data.count=1", same)
+        assert code == 0
+        assert "is complete, nothing to do" in out
+    assert len(edits) == 2
+
+
 def test_more_latency_is_added_to_a_complete_cell(run, edits):
     run(*SMOKE)
     edits.clear()

@@ -26,7 +26,7 @@ def status(parsed: argparse.Namespace) -> None:
 
     from topi.results import Store
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width
     cells = Store(parsed.store).load_cells()
     if not cells:
         console.print(f"No cells in {parsed.store} yet: run `python run.py` first.", markup=False)

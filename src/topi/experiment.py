@@ -103,6 +103,8 @@ def build_method(config: Config, facts: ModelFacts | None = None) -> Method:
         layers = choose_layers(params.pop("layers"), depth, chosen.count, chosen.seed)
         if facts:
             params["layers"] = layers or facts.representative_layers
+    if params.get("layers"):
+        params["layers"] = tuple(sorted(params["layers"]))  # a set, with one key
     method = make_method(config.method["name"], **params)
     if facts:
         try:

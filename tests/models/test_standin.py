@@ -1,5 +1,7 @@
 """The shipped stand-in: the real pipeline class, whole weights, and an editor that edits."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from topi.data import MiniEdit
 from topi.data.mini_edit import draw_pair
 from topi.errors import ToPiError
 from topi.evaluation.held_out import held_out_rows
+from topi.evaluation.model_card import render
 from topi.models import standin
 from topi.models.editor import load_editor
 from topi.models.standin import BlockTransformVAE
@@ -70,6 +73,18 @@ def test_shipped_model_makes_the_edits_it_is_asked_for(editor):
         gains[row["category"]].append(row["psnr"] - row["copy_psnr"])
     # Against handing back the reference; an untrained or broken model loses in every category.
     assert all(np.mean(gain) > 2 for gain in gains.values()), gains
+
+
+def test_model_card_is_of_these_weights(editor):
+    card = json.loads((standin.weights_folder() / "card.json").read_text())
+    recipe = json.loads((standin.weights_folder() / "recipe.json").read_text())
+    assert card["weights"] == editor.fingerprint()
+    assert card["quality"]["samples"] >= 256 and card["calibration"]["samples"] >= 48
+    assert tuple(card["calibration"]["layers"]) == tuple(
+        editor.transformer.config["representative_layers"]
+    )
+    written = (standin.weights_folder() / "README.md").read_text()
+    assert written == render(card, recipe)  # nobody edits the numbers by hand
 
 
 def test_missing_weights_say_what_to_do(monkeypatch, tmp_path):

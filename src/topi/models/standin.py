@@ -238,8 +238,8 @@ def load_kontext_standin() -> FluxKontextPipeline:
         return {n.removeprefix(name): t for n, t in tensors.items() if n.startswith(name)}
 
     config = FluxTransformer2DModel.load_config(weights_folder())
+    layers = config.pop("representative_layers", None)  # none of diffusers' own
     transformer = FluxTransformer2DModel.from_config(config)
-    layers = config.get("representative_layers")
     if layers:
         transformer.register_to_config(representative_layers=layers)
     transformer.load_state_dict(part("transformer."))
