@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 from PIL import Image
+from rich.progress import track
 
 from topi.data import EditSample
 from topi.models.editor import Editor
@@ -51,7 +52,8 @@ def held_out_rows(
 ) -> list[dict[str, object]]:
     """`compare` for every sample, edited `batch` at a time."""
     samples, rows = list(samples), []
-    for start in range(0, len(samples), batch):
+    starts = range(0, len(samples), batch)
+    for start in track(starts, f"{editor.name}: held-out edits"):
         chunk = samples[start : start + batch]
         rows += map(compare, chunk, edit_batch(editor, chunk, seed))
     return rows

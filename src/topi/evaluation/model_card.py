@@ -101,7 +101,7 @@ def measure(editor: Editor, held_out: int = 256, calibration: int = 48, samples:
     calibrated = calibrate(editor, list(_take(MiniEdit("calibration", size), calibration)))
     editor.transformer.register_to_config(representative_layers=list(calibrated.layers))
     evaluation = MiniEdit("evaluation", size)
-    rows = held_out_rows(editor, track(list(_take(evaluation, held_out)), "editing held-out"))
+    rows = held_out_rows(editor, _take(evaluation, held_out))
     return {
         "model": editor.name,
         "weights": editor.fingerprint(),

@@ -54,12 +54,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def recipe(args: argparse.Namespace, sizes: list[int]) -> dict[str, str]:
-    """What the model card tells of one training run, from its checkpoints."""
-    parts, minutes = [], 0.0
-    for size in sizes:
-        last = torch.load(args.out / f"phase-{size}" / "last.ckpt", weights_only=False)
-        minutes += last["phase"]["elapsed"] / 60
-        parts.append(f"{last['global_step']} steps at {size} px")
+    """What the model card tells of one training run."""
+    done = [json.loads((args.out / f"phase-{size}" / "done.json").read_text()) for size in sizes]
+    parts = [f"{d['steps']} steps at {size} px" for d, size in zip(done, sizes, strict=True)]
+    minutes = sum(d["minutes"] for d in done)
     started = "the shipped weights" if args.continue_shipped else "scratch"
     return {
         "training": f"from {started}, {', '.join(parts)}; batches of {args.batch}, learning rate "
@@ -115,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         # The last phase decays to zero, which is where most of the sharpness comes from.
         first = args.lr if k == 0 else 0.8 * args.lr
         lr = (first, 0.02 * args.lr if k == len(phases) - 1 else first)
-        train_phase(
+        steps = train_phase(
             module,
             size,
             minutes,
@@ -126,6 +124,8 @@ def main(argv: list[str] | None = None) -> None:
             args.workers,
             args.checkpoint_every,
         )
+        told = {"steps": steps, "minutes": module.elapsed / 60}
+        (done.parent / "done.json").write_text(json.dumps(told) + "\n")
         # After the fit the module holds the averaged weights.
         save_file({n: t.contiguous() for n, t in module.state_dict().items()}, done)
     if args.ship:

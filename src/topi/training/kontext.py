@@ -204,8 +204,12 @@ def train_phase(
     accelerator: str,
     workers: int,
     checkpoint_every: int = 200,
-) -> None:
-    """Train one phase at one image size; a killed phase goes on from its last checkpoint."""
+) -> int:
+    """Train one phase at one image size; a killed phase goes on from its last checkpoint.
+
+    Returns:
+        Optimiser steps of the phase, over all its attempts.
+    """
     module.begin(size, minutes, lr)
     folder = module.out / f"phase-{size}"
     last = folder / "last.ckpt"
@@ -237,4 +241,6 @@ def train_phase(
     )
     resume = str(last) if last.exists() else None
     trainer.fit(module, loader, validation_batch(size), ckpt_path=resume, weights_only=False)
+    steps = trainer.global_step
     trainer.validate(module, validation_batch(size), verbose=False)
+    return steps
