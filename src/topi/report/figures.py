@@ -117,7 +117,8 @@ def quality_against_speed(table: pd.DataFrame) -> Figure:
     for (row, column), ax in np.ndenumerate(axes):
         score, speed = scores[row], speeds[column]
         for method, group in points.groupby("method", sort=False):
-            group = group[np.isfinite(group[score.name])].sort_values(speed.name)
+            # In the order of the sweep; measured speeds are noisy and would tangle the line.
+            group = group[np.isfinite(group[score.name])].sort_values("flop_speedup")
             ax.errorbar(
                 group[speed.name],
                 group[score.name],
@@ -158,6 +159,7 @@ def keep_ratio_by_step(steps: pd.DataFrame) -> Figure:
         palette="colorblind",
         errorbar=("pi", 80),
         drawstyle="steps-mid",
+        err_kws={"step": "mid"},
         ax=ax,
     )
     handles, names = ax.get_legend_handles_labels()
