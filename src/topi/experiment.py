@@ -56,6 +56,7 @@ def run(config: Config) -> None:
             return
         wanted = [data[i].id for i in range(min(config.latency.samples, len(data)))]
         if cell.complete and not latency_missing(cell, wanted, config.latency.repeats):
+            cell.add_label(label)
             log.info("%s: %s is complete, nothing to do", label, cell.key)
             return
         bench = Bench(
@@ -131,7 +132,9 @@ def label_of(config: Config, method: Method) -> str:
     strategy = config.method.get("layers")
     if isinstance(strategy, str):
         shown.pop("layers", None)
-        if strategy != "representative":
+        if strategy == "random":
+            shown["layers"] = f"random:{config.layers.seed}"
+        elif strategy != "representative":
             shown["layers"] = strategy
     return " ".join([method.name, *(f"{key}={_short(value)}" for key, value in shown.items())])
 

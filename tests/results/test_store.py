@@ -122,3 +122,11 @@ def test_results_need_no_torch():
     code = "import sys, topi.results, topi.results.provenance; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr
+
+
+def test_a_second_configuration_of_a_cell_leaves_its_label(cell):
+    cell.start(manifest())
+    cell.start(manifest(label="topi layers=random:3"))
+    cell.add_label("topi tau=0.8")
+    assert cell.manifest["label"] == "topi tau=0.8"
+    assert cell.labels == ["topi tau=0.8", "topi layers=random:3"]

@@ -54,6 +54,11 @@ class Cell:
         return _read_json(self.path / "manifest.json")
 
     @property
+    def labels(self) -> list[str]:
+        """The label of its manifest, and those that `add_label` noted."""
+        return self.manifest.get("labels", [self.manifest["label"]])
+
+    @property
     def rows(self) -> list[dict[str, Any]]:
         """The finished samples, in the order in which they came."""
         return files.read_lines(self.path / "rows.jsonl")[0]
@@ -99,11 +104,22 @@ class Cell:
         else:
             files.write_json(path, dict(manifest))
         self.__dict__.pop("manifest", None)  # not cached from before
+        self.add_label(manifest["label"])
         for name in ("rows.jsonl", "latency.jsonl"):
             if files.drop_torn_line(self.path / name):
                 log.warning("%s: dropped an unfinished last line of %s", self.key, name)
         (self.path / "failed.json").unlink(missing_ok=True)
         (self.path / "complete.json").unlink(missing_ok=True)
+
+    def add_label(self, label: str) -> None:
+        """Note that a configuration of another label comes to this very cell.
+
+        Three random layers may be the first three.
+        """
+        if label not in self.labels:
+            path = self.path / "manifest.json"
+            files.write_json(path, _read_json(path) | {"labels": [*self.labels, label]})
+            self.__dict__.pop("manifest", None)
 
     def add_row(
         self, row: Mapping[str, Any], image: Image.Image, mask: Mapping[str, Any] | None
