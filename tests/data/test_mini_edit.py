@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from topi.data import CATEGORIES, MiniEdit
-from topi.data.mini_edit import EDITS, MOVE, PAN, PHRASES, TASKS, draw_pair
+from topi.data.mini_edit import COUNTS, SHAPES, draw_pair
+from topi.data.tasks import EDIT_TYPES, EDITS, MOVE, PAN, PHRASES, TASKS
+
+SIZES = [(64, 64), (96, 96), (128, 128), (104, 152), (152, 104)]
 
 
 def pixels(image) -> np.ndarray:
@@ -42,42 +45,61 @@ def test_any_first_samples_are_stratified():
     assert len({s.id for s in samples}) == 48
 
 
-@pytest.mark.parametrize("size", [64, 96, 128])
+def test_evaluation_spans_simple_to_dense_scenes():
+    data = MiniEdit("evaluation")
+    assert len(data) == COUNTS["evaluation"] == 512
+    objects = Counter((s.category, s.objects) for s in (data[i] for i in range(96)))
+    assert {(c, n) for c in CATEGORIES for n in (1, 2, 3, 4)} == set(objects)
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("task", sorted(EDITS))
 def test_every_task_changes_the_image(task, size):
     changed = []
     for seed in range(6):
-        before, after, instruction = EDITS[task](np.random.default_rng(seed), size)
-        assert before.shape == after.shape == (size, size, 3)
-        assert instruction and instruction == instruction.strip()
-        changed.append(np.abs(before - after).max() > 0.04)
+        edit = EDITS[task](np.random.default_rng(seed), size)
+        assert edit.before.shape == edit.after.shape == (*size, 3)
+        assert edit.instruction and edit.instruction == edit.instruction.strip()
+        changed.append(np.abs(edit.before - edit.after).max() > 0.04)
     # An autumn without leaves or a far-off pan may leave one picture alone, never most of them.
     assert sum(changed) >= 4
 
 
+@pytest.mark.parametrize("size", [(128, 128), (104, 168)])
 @pytest.mark.parametrize("task", TASKS["local_edit"] + ("rotate", "resize"))
-def test_object_edits_leave_the_rest_alone(task):
+def test_object_edits_leave_the_rest_alone(task, size):
     for seed in range(6):
-        before, after, _ = EDITS[task](np.random.default_rng(seed), 128)
-        share = (np.abs(before - after).max(-1) > 0.04).mean()
+        edit = EDITS[task](np.random.default_rng(seed), size)
+        share = (np.abs(edit.before - edit.after).max(-1) > 0.04).mean()
         assert 0 < share < 0.25
 
 
-def test_pan_shifts_the_view():
+@pytest.mark.parametrize("size", [(64, 64), (64, 96)])
+def test_pan_shifts_the_view(size):
     shifts = {"left": (0, -PAN), "right": (0, PAN), "up": (-PAN, 0), "down": (PAN, 0)}
     for seed in range(4):
-        before, after, instruction = EDITS["pan"](np.random.default_rng(seed), 64)
-        dy, dx = shifts[instruction.split()[-1]]
+        edit = EDITS["pan"](np.random.default_rng(seed), size)
+        dy, dx = shifts[edit.instruction.split()[-1]]
         y, x = max(dy, 0), max(dx, 0)
-        h, w = 64 - abs(dy), 64 - abs(dx)
-        moved = after[y - dy : y - dy + h, x - dx : x - dx + w]
-        assert np.array_equal(before[y : y + h, x : x + w], moved)
+        h, w = size[0] - abs(dy), size[1] - abs(dx)
+        moved = edit.after[y - dy : y - dy + h, x - dx : x - dx + w]
+        assert np.array_equal(edit.before[y : y + h, x : x + w], moved)
+
+
+@pytest.mark.parametrize("size", [(128, 128), (256, 256), (64, 200)])
+def test_zoom_fills_the_whole_view(size):
+    phrases = set()
+    for seed in range(8):
+        edit = EDITS["zoom"](np.random.default_rng(seed), size)
+        phrases.add(edit.instruction)
+        assert edit.before.shape == edit.after.shape == (*size, 3)
+    assert len(phrases) > 2  # both in and out
 
 
 def test_moved_object_is_named_and_travels():
-    before, after, instruction = EDITS["move"](np.random.default_rng(2), 128)
-    assert instruction.startswith("move the ")
-    rows, columns = np.nonzero(np.abs(before - after).max(-1) > 0.04)
+    edit = EDITS["move"](np.random.default_rng(2), (128, 128))
+    assert edit.instruction.startswith(f"move the {edit.scene.things[edit.index].name} ")
+    rows, columns = np.nonzero(np.abs(edit.before - edit.after).max(-1) > 0.04)
     span = max(np.ptp(rows), np.ptp(columns))
     assert span >= MOVE
 
@@ -94,13 +116,57 @@ def test_changed_mask_marks_the_true_edit():
     assert np.array_equal(sample.changed, difference > 0.04 * 255)
 
 
+def test_every_task_stands_for_a_type_of_anyedit():
+    assert set(EDIT_TYPES) == set(EDITS) == {t for tasks in TASKS.values() for t in tasks}
+
+
+# ------------------------------------------------------------------------------------- shapes
+def test_one_side_and_a_square_pair_are_the_same():
+    for a, b in zip(draw_pair("train", 5, 96), draw_pair("train", 5, (96, 96)), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_a_reference_of_another_size_shows_the_same_view():
+    before, after, *_ = draw_pair("evaluation", 3, (120, 120))
+    small, same, *_ = draw_pair("evaluation", 3, (120, 120), (80, 80))
+    assert small.shape == (80, 80, 3)
+    assert np.array_equal(after, same)
+    blocks = before.reshape(40, 3, 40, 3, 3).mean((1, 3))
+    coarse = small.reshape(40, 2, 40, 2, 3).mean((1, 3))
+    assert np.abs(blocks - coarse).mean() < 3
+
+
+def test_mixed_shapes_meet_every_category_and_task():
+    data = MiniEdit("evaluation", "mixed")
+    met = Counter()
+    for i in range(60):
+        sample = data[i]
+        target, reference = SHAPES[i % 3]
+        assert sample.size == target == sample.target.size[::-1]
+        assert sample.references[0].size[::-1] == reference
+        met[sample.category, sample.size] += 1
+        assert sample.changed.shape == target
+    assert met == {(c, target): 5 for c in CATEGORIES for target, _ in SHAPES}
+    assert any(t != r for t, r in SHAPES)
+    assert any(n // 8 % 2 for t, _ in SHAPES for n in t)  # odd token grids
+
+
+def test_ids_name_the_shape():
+    def name(**options):
+        return MiniEdit(**options)[1].id
+
+    assert name() == "mini_edit-evaluation-128-00001"
+    assert name(size=[64, 96]) == "mini_edit-evaluation-64x96-00001"
+    assert name(size="mixed") == "mini_edit-evaluation-152x104from112x80-00001"
+
+
 def test_fingerprint_tells_settings_apart():
     prints = {
-        MiniEdit(split, size).fingerprint()
+        MiniEdit(split, *sizes).fingerprint()
         for split in ("train", "evaluation")
-        for size in (64, 96)
+        for sizes in ((64,), (96,), ([64, 96],), (64, None, 96))
     }
-    assert len(prints) == 4
+    assert len(prints) == 8
 
 
 @pytest.mark.parametrize(
@@ -108,7 +174,15 @@ def test_fingerprint_tells_settings_apart():
     [
         ({"split": "test"}, "choose from train, calibration, evaluation"),
         ({"size": 100}, "multiple of 8"),
+        ({"size": [128, 100]}, "multiple of 8"),
+        ({"size": [128]}, "multiple of 8"),
+        ({"size": 40}, "too small"),
+        ({"size": "large"}, '"mixed"'),
+        ({"size": "mixed", "reference_size": 64}, "of its own"),
+        ({"reference_size": 65}, "multiple of 8"),
         ({"count": 0}, "between 1 and"),
+        ({"count": 513}, "between 1 and 512"),
+        ({"split": "calibration", "count": 49}, "between 1 and 48"),
     ],
 )
 def test_bad_settings_are_refused(arguments, words):

@@ -1,6 +1,7 @@
 """Drawing for MiniEdit: objects, backgrounds and whole-image effects, all by own code.
 
-Images are float32 RGB arrays [H, W, 3] in [0, 1]; lengths are pixels unless named otherwise.
+Images are float32 RGB arrays [H, W, 3] in [0, 1]; lengths are pixels unless named otherwise; a
+`Size` is (height, width).
 """
 
 import functools
@@ -8,6 +9,8 @@ import math
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+
+Size = tuple[int, int]
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -184,35 +187,45 @@ WALLS = {
 PATTERNS = ("clouds", "stone", "wood", "stripes", "tiles", "gradient")
 
 
-def _resize(values: np.ndarray, size: int) -> np.ndarray:
-    image = Image.fromarray(values).resize((size, size), Image.BICUBIC)
+def _resize(values: np.ndarray, size: Size) -> np.ndarray:
+    image = Image.fromarray(values).resize(size[::-1], Image.BICUBIC)
     return np.asarray(image, np.float32)[..., None]
 
 
+def side(size: Size) -> float:
+    """The side of the square of the same area."""
+    return math.sqrt(size[0] * size[1])
+
+
 def fractal_noise(
-    rng: np.random.Generator, size: int, cells: int = 3, octaves: int = 4
+    rng: np.random.Generator, size: Size, cells: int = 3, octaves: int = 4
 ) -> np.ndarray:
-    """[size, size, 1] noise in about [0, 1] with a 1/f fall-off, as in natural textures."""
-    total = np.zeros((size, size, 1), np.float32)
+    """[height, width, 1] noise in about [0, 1] with a 1/f fall-off, as in natural textures.
+
+    `cells` is the grid of the coarsest octave along the side of a square; other shapes have the
+    same cells per pixel.
+    """
+    total = np.zeros((*size, 1), np.float32)
     for k in range(octaves):
-        n = cells * 2**k
-        total += _resize(rng.random((n, n), np.float32), size) * 0.5**k
+        grid = tuple(max(round(cells * 2**k * length / side(size)), 1) for length in size)
+        total += _resize(rng.random(grid, np.float32), size) * 0.5**k
     return total / sum(0.5**k for k in range(octaves))
 
 
-def background(spec: dict, size: int) -> np.ndarray:
-    """[size, size, 3] from a spec: kind "landscape" | "wall" | a pattern, plus name and seed."""
+def background(spec: dict, size: Size) -> np.ndarray:
+    """[height, width, 3] from a spec: kind "landscape" | "wall" | a pattern, plus name and seed."""
     rng = np.random.default_rng(spec["seed"])
-    y = np.linspace(0, 1, size, dtype=np.float32)[:, None, None]
-    x = np.linspace(0, 1, size, dtype=np.float32)[None, :, None]
+    height, width = size
+    y = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
+    x = np.linspace(0, 1, width, dtype=np.float32)[None, :, None]
     kind = spec["kind"]
     if kind == "landscape":
         top, horizon, ground = (np.array(c, np.float32) / 255 for c in LANDSCAPES[spec["name"]])
         h = spec["horizon"]
         line = h + 0.03 * np.sin(2 * np.pi * x * rng.uniform(0.5, 2) + rng.uniform(0, 6))
-        below = np.clip((y - line) * size / 2 + 0.5, 0, 1)
+        below = np.clip((y - line) * height / 2 + 0.5, 0, 1)
         sky = top + (horizon - top) * np.clip(y / h, 0, 1)
-        texture = fractal_noise(rng, size, cells=max(size // 16, 2), octaves=3) - 0.5
+        texture = fractal_noise(rng, size, cells=max(int(side(size)) // 16, 2), octaves=3) - 0.5
         land = ground * (1 - 0.25 * np.clip((y - h) / (1 - h), 0, 1)) + 0.22 * texture
         image = sky * (1 - below) + land * below
     elif kind == "wall":
@@ -224,12 +237,18 @@ def background(spec: dict, size: int) -> np.ndarray:
     return np.clip(image, 0, 1).astype(np.float32)
 
 
-def _pattern(kind: str, rng, size: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    scale = size / 128
+def _pattern(kind: str, rng, size: Size, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Weights [height, width, 1] of the second colour; x and y run over [0, 1]."""
+    scale = side(size) / 128
     if kind == "clouds":
         return fractal_noise(rng, size, cells=3, octaves=3)
     if kind == "stone":
         return fractal_noise(rng, size, cells=max(int(8 * scale), 3), octaves=3)
+    if kind == "gradient":
+        angle = rng.uniform(0, 2 * np.pi)
+        return np.clip(0.5 + (x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle), 0, 1)
+    # The same length per pixel along both axes, whatever the shape.
+    y, x = y * (size[0] / side(size)), x * (size[1] / side(size))
     if kind == "wood":
         bend = fractal_noise(rng, size, cells=2, octaves=2)
         return 0.5 + 0.5 * np.sin(2 * np.pi * (x * rng.uniform(3, 6) * scale + 1.5 * bend))
@@ -237,10 +256,8 @@ def _pattern(kind: str, rng, size: int, x: np.ndarray, y: np.ndarray) -> np.ndar
     if kind == "stripes":
         turns = (x * np.cos(angle) + y * np.sin(angle)) * rng.uniform(3, 6) * scale
         return 0.5 + 0.5 * np.sin(2 * np.pi * turns)
-    if kind == "tiles":
-        n = rng.uniform(4, 8) * scale
-        return (np.floor(x * n) + np.floor(y * n)) % 2
-    return np.clip(0.5 + (x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle), 0, 1)
+    n = rng.uniform(4, 8) * scale
+    return (np.floor(x * n) + np.floor(y * n)) % 2
 
 
 # ------------------------------------------------------------------------------------ effects
