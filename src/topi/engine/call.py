@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -25,6 +25,8 @@ class CallRecord:
         anchor: the call scored the reference tokens.
         kept: ascending indices into the reference tokens; None where all were kept.
         merged: layer -> (scope, image tokens computed there); layers that did not merge are absent.
+        skipped_from: first layer that did not run, as what it and all later ones would have
+            computed was predicted from earlier steps; None if all ran.
         scoring_seconds: time spent on scores, selection_seconds: on turning them into a mask.
     """
 
@@ -36,8 +38,14 @@ class CallRecord:
     anchor: bool = False
     kept: tuple[int, ...] | None = None
     merged: dict[int, tuple[str, int]] = field(default_factory=dict)
+    skipped_from: int | None = None
     scoring_seconds: float = 0.0
     selection_seconds: float = 0.0
+
+    @property
+    def skipped(self) -> bool:
+        """Did a part of the layers not run?"""
+        return self.skipped_from is not None
 
     @property
     def n_reference(self) -> int:
@@ -52,7 +60,10 @@ class CallRecord:
 
 @dataclass(frozen=True)
 class Call:
-    """The transformer call in progress. Methods write `anchor` and the seconds into `record`."""
+    """The transformer call in progress. Methods write `anchor` and the seconds into `record`.
+
+    `n_steps` is how many denoising steps the pipeline call has; None where no pipeline tells it.
+    """
 
     step: int
     branch: str
@@ -60,6 +71,7 @@ class Call:
     batch: int
     device: torch.device
     record: CallRecord
+    n_steps: int | None = None
 
     @contextmanager
     def timed(self, what: Literal["scoring_seconds", "selection_seconds"]) -> Iterator[None]:
@@ -72,6 +84,20 @@ class Call:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+@dataclass(frozen=True)
+class BlockInput:
+    """What a block is about to receive.
+
+    Args:
+        states: [B, N, D] of the image stream, target tokens first; N may be less the dropped.
+        normed: the same as the first block's attention gets them, normed and modulated by the
+            timestep; computed when called, possible before the first block only.
+    """
+
+    states: Tensor
+    normed: Callable[[], Tensor]
 
 
 class Merge(ABC):

@@ -95,23 +95,36 @@ class RootHook(ModelHook):
 
 
 class BlockHook(ModelHook):
-    """On every block: says which layer runs; from `front_layers` on, gives it the kept tokens."""
+    """On every block: says which layer runs, if it runs; from `front_layers` on on kept tokens."""
 
     def __init__(self, session: "Session", layer: int) -> None:
         super().__init__()
         self.session, self.layer = session, layer
 
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Hand on what was predicted, or run the block on the tokens that are left."""
+        session, forward = self.session, self.fn_ref.original_forward
+        session.layer = self.layer
+        if session.call is None:
+            return forward(*args, **kwargs)
+        kwargs = keywords(module, args, kwargs)
+        session.ask_skip(kwargs)
+        if session.predicted is not None:
+            return kwargs["encoder_hidden_states"], session.predicted
+        if session.rows is not None and self.layer >= session.call.record.front_layers:
+            kwargs = self._gathered(kwargs)
+        text, image = forward(**kwargs)
+        session.ran(image)
+        return text, image
+
+    def _gathered(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Gather states, rotary rows and whatever else comes per token."""
         session = self.session
-        session.layer = self.layer
-        if session.rows is None or self.layer < session.call.record.front_layers:
-            return args, kwargs
-        kwargs = keywords(module, args, kwargs)
         if self.layer == session.call.record.front_layers:
-            kwargs["hidden_states"] = kwargs["hidden_states"][:, session.rows]
+            states = kwargs["hidden_states"]
+            kwargs["hidden_states"] = session.method.gather(session.call, states, session.rows)
         kwargs["image_rotary_emb"] = session.kept_rope(kwargs["image_rotary_emb"])
-        return (), session.adapter.gather_extras(kwargs, session.rows)
+        return session.adapter.gather_extras(kwargs, session.rows)
 
 
 class MergeAttentionHook(ModelHook):

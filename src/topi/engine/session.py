@@ -1,14 +1,15 @@
 """A method attached to a transformer: hooks in, calls tracked, hooks out."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from diffusers.hooks import HookRegistry
 from torch import Tensor
 
-from topi.engine.call import Call, CallRecord, Merge
+from topi.engine.call import BlockInput, Call, CallRecord, Merge
 from topi.engine.hooks import (
     BlockHook,
     MergeAttentionHook,
@@ -19,24 +20,38 @@ from topi.engine.hooks import (
     hooked,
     tap_processor,
 )
-from topi.engine.tracker import StepTracker
+from topi.engine.tracker import StepTracker, steps_left
 from topi.errors import ToPiError
 from topi.models.adapter import Adapter
 
 
 class Callbacks(Protocol):
-    """What the engine calls; `attend` and `merge` only if `observes` and `merges` say so."""
+    """What the engine calls; `attend` and `merge` only if `observes` and `merges` say so.
+
+    `skip` is asked before the layers in `decides_before`; if there are none, `remember` is not
+    called either.
+    """
 
     front_layers: int
     observes: bool
     merges: bool
+    decides_before: Collection[int]
     trace: list[CallRecord]
 
     def begin(self, call: Call) -> None:
         """Before each transformer call."""
 
+    def skip(self, call: Call, layer: int, block: BlockInput) -> Tensor | None:
+        """The target states [B, G, D] after the last block, if `layer` and on need not run."""
+
+    def remember(self, call: Call, states: Tensor) -> None:
+        """The target states [B, G, D] after the last block of a call that skipped nothing."""
+
     def reduce(self, call: Call) -> Tensor | None:
         """Reference tokens to keep: ascending indices [K], or None for all."""
+
+    def gather(self, call: Call, states: Tensor, rows: Tensor) -> Tensor:
+        """States [B, N, D] of the image stream to those of its kept rows [n]: [B, n, D]."""
 
     def merge(self, call: Call, layer: int, states: Tensor) -> Merge | None:
         """How a layer merges its image tokens, if at all."""
@@ -62,19 +77,23 @@ class Session:
         call: the call, or None outside of one and where there is no reference to work on.
         rows: [G + K] image-stream rows kept from `front_layers` on, or None for all.
         layer: the block that runs.
+        predicted: [B, G, D] target states that stand for all blocks from some layer on, or None.
         open_merge: what a single-stream block decided at its norm.
     """
 
-    def __init__(self, adapter: Adapter, method: Callbacks) -> None:
+    def __init__(self, adapter: Adapter, method: Callbacks, pipeline: Any = None) -> None:
         self.adapter = adapter
         self.method = method
+        self.pipeline = pipeline
         self.tracker = StepTracker()
+        self._n_steps: int | None = None
         self._clear_call()
 
     def _clear_call(self) -> None:
         self.call: Call | None = None
         self.rows: Tensor | None = None
         self.layer = -1
+        self.predicted: Tensor | None = None
         self.open_merge: Merge | None = None
         self._rope: Any = None
 
@@ -127,9 +146,10 @@ class Session:
         """Surround one forward of the transformer."""
         layout = self.adapter.layout(kwargs)
         states = kwargs["hidden_states"]
+        timestep = float(kwargs["timestep"].flatten()[0])
         begins, step, branch = self.tracker.observe(
             context,
-            float(kwargs["timestep"].flatten()[0]),
+            timestep,
             states,
             self.adapter.positions(kwargs),
             (layout.target_grid, layout.reference_grids, len(states)),
@@ -137,11 +157,12 @@ class Session:
         if begins:
             self.method.reset()
             self.method.trace = []
+            self._n_steps = steps_left(getattr(self.pipeline, "scheduler", None), timestep)
         if layout.n_reference == 0:  # nothing to work on: the model runs untouched
             yield
             return
         record = CallRecord(step, branch, layout, len(states))
-        call = Call(step, branch, layout, len(states), states.device, record)
+        call = Call(step, branch, layout, len(states), states.device, record, self._n_steps)
         try:
             self.method.begin(call)
             kept = self.method.reduce(call)
@@ -165,6 +186,27 @@ class Session:
         if self._rope is None:
             self._rope = self.adapter.gather_rope(rope, self.rows, self.call.layout.n_text)
         return self._rope
+
+    def ask_skip(self, kwargs: dict[str, Any]) -> None:
+        """Ask the method whether the running layer, given its arguments, and all after it must run.
+
+        What it predicts instead is then in `predicted`.
+        """
+        if self.predicted is not None or self.layer not in self.method.decides_before:
+            return
+        normed = partial(self.adapter.normed_states, self.layer, kwargs)
+        block = BlockInput(kwargs["hidden_states"], normed)
+        self.predicted = self.method.skip(self.call, self.layer, block)
+        record = self.call.record
+        if self.predicted is not None:
+            record.skipped_from = self.layer
+            if self.layer <= record.front_layers:  # no layer ran on the kept tokens
+                record.kept, record.front_layers = None, 0
+
+    def ran(self, states: Tensor) -> None:
+        """A layer has run; `states` [B, N, D] of the image stream are its output."""
+        if self.method.decides_before and self.layer == self.adapter.facts.depth - 1:
+            self.method.remember(self.call, states[:, : self.call.layout.n_target])
 
     def ask_merge(self, states: Tensor, block: bool = False) -> Merge | None:
         """Ask the method whether and how the running layer merges `states` [B, N, D].

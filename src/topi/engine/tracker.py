@@ -8,6 +8,17 @@ from torch import Tensor
 BRANCHES = ("cond", "uncond")
 
 
+def steps_left(scheduler: Any, timestep: float) -> int | None:
+    """Denoising steps from the one at `timestep` (in [0, 1]) to the last; None: nobody knows.
+
+    The nearest of the scheduler's timesteps, as a pipeline hands on what its low precision left.
+    """
+    if (timesteps := getattr(scheduler, "timesteps", None)) is None:
+        return None
+    gaps = (timesteps.float() / scheduler.config.num_train_timesteps - timestep).abs()
+    return len(gaps) - int(gaps.argmin())
+
+
 @dataclass
 class StepTracker:
     """Follows a denoising loop from inside its transformer.

@@ -2,9 +2,11 @@
 
 A copy of the transformer without weights runs on the meta device, with the token counts that each
 call of the trace had, through the same hooks as the real one; PyTorch counts its matrix products.
-Not counted, as it is not the model's work: scoring and selection, and the matching, merging and
-unmerging of merge methods. Neither are the VAE and the text encoders. The ratio therefore bounds
-the measured speed-up of the transformer from above (up to differences in utilisation).
+What a skipped call still runs is counted: the embeddings, and the output layers on target tokens.
+Not counted, as it is not the model's work: scoring and selection, the decision to skip, and the
+matching, merging and unmerging of merge methods. Neither are the VAE and the text encoders. The
+ratio therefore bounds the measured speed-up of the transformer from above (up to differences in
+utilisation).
 """
 
 import inspect
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from topi.engine import Call, CallRecord, Merge, Session
+from topi.engine import BlockInput, Call, CallRecord, Merge, Session
 from topi.models import Adapter, adapter_for
 
 
@@ -53,14 +55,15 @@ class FlopCounter:
         """FLOPs of a whole run from its trace (`method.trace`)."""
         full = method = 0
         for record in trace:
-            full += self.call(replace(record, kept=None, merged={}))
+            full += self.call(replace(record, kept=None, merged={}, skipped_from=None))
             method += self.call(record)
         return FlopCount(full, method)
 
     def call(self, record: CallRecord) -> int:
         """FLOPs of one transformer call with the token counts of `record`."""
         kept = None if record.kept is None else (len(record.kept), record.front_layers)
-        shapes = (record.layout, record.batch, kept, tuple(sorted(record.merged.items())))
+        merged = tuple(sorted(record.merged.items()))
+        shapes = (record.layout, record.batch, kept, merged, record.skipped_from)
         if shapes not in self._counted:
             self._counted[shapes] = self._count(record)
         return self._counted[shapes]
@@ -100,7 +103,14 @@ class ShapesOf:
 
     def __init__(self, record: CallRecord) -> None:
         self.merges = bool(record.merged)
+        self.decides_before = (record.skipped_from,) if record.skipped else ()
         self._merged = dict(record.merged)
+
+    def skip(self, call: Call, layer: int, block: BlockInput) -> Tensor:
+        return block.states[:, : call.layout.n_target]
+
+    def gather(self, call: Call, states: Tensor, rows: Tensor) -> Tensor:
+        return states[:, rows]
 
     def merge(self, call: Call, layer: int, states: Tensor) -> Merge | None:
         if layer not in self._merged:

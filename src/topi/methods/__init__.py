@@ -2,13 +2,16 @@
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 from topi.errors import ToPiError
-from topi.methods.base import Call, CallRecord, Merge, Method
+from topi.methods.base import BlockInput, Call, CallRecord, Merge, Method
+from topi.methods.temporal import TemporalCache
 
-__all__ = ["METHODS", "Call", "CallRecord", "Merge", "Method", "make_method"]
+__all__ = ["BlockInput", "Call", "CallRecord", "Merge", "Method", "TemporalCache"]
+__all__ += ["CACHES", "METHODS", "make_cache", "make_method"]
 
 
 def _discover() -> dict[str, type[Method]]:
@@ -21,7 +24,12 @@ def _discover() -> dict[str, type[Method]]:
     return dict(sorted(found.items()))
 
 
-METHODS: dict[str, type[Method]] = _discover()
+_FOUND = _discover()
+CACHES: dict[str, type[TemporalCache]] = {
+    name: cls for name, cls in _FOUND.items() if issubclass(cls, TemporalCache)
+}
+"""What stacks with a method."""
+METHODS: dict[str, type[Method]] = {k: cls for k, cls in _FOUND.items() if k not in CACHES}
 
 
 def make_method(name: str, **params: Any) -> Method:
@@ -31,14 +39,23 @@ def make_method(name: str, **params: Any) -> Method:
         ToPiError: unknown name or parameter, or a value the method refuses; the valid choices are
         listed.
     """
-    if name not in METHODS:
-        raise ToPiError(f"There is no method {name!r}; choose one of: {', '.join(METHODS)}.")
-    cls = METHODS[name]
+    return _make("method", METHODS, name, params)
+
+
+def make_cache(name: str, **params: Any) -> TemporalCache:
+    """Build a temporal cache by its name; like `make_method`."""
+    return _make("cache", CACHES, name, params)
+
+
+def _make(kind: str, known: Mapping[str, type[Method]], name: str, params: dict) -> Any:
+    if name not in known:
+        raise ToPiError(f"There is no {kind} {name!r}; choose one of: {', '.join(known)}.")
+    cls, title = known[name], kind.capitalize()
     fixed = cls.variants[name]
     valid = [f.name for f in fields(cls) if f.init and f.name not in fixed]
     if unknown := sorted(params.keys() - set(valid)):
         choices = ", ".join(valid) or "none"
         raise ToPiError(
-            f"Method {name} has no parameter {', '.join(unknown)}; it takes: {choices}."
+            f"{title} {name} has no parameter {', '.join(unknown)}; it takes: {choices}."
         )
     return cls(**fixed, **params)

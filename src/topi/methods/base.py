@@ -1,23 +1,36 @@
 """The base of all methods."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from topi.engine import Call, CallRecord, Merge, Session
+from topi.engine import BlockInput, Call, CallRecord, Merge, Session
 from topi.errors import ToPiError
 from topi.models import ModelFacts, adapter_for
 
-__all__ = ["Call", "CallRecord", "Merge", "Method", "check_layers", "check_share"]
+__all__ = ["BlockInput", "Call", "CallRecord", "Merge", "Method"]
+__all__ += ["check_layers", "check_one_of", "check_share", "check_whole"]
 
 
 def check_share(name: str, value: Any) -> None:
     """Raise a ToPiError unless `value` is a number in [0, 1]."""
     if not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ToPiError(f"{name}={value!r} must be a number in [0, 1].")
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Raise a ToPiError unless `value` is a whole number of at least `least`."""
+    if not isinstance(value, int) or value < least:
+        raise ToPiError(f"{name}={value!r} must be a whole number of at least {least}.")
+
+
+def check_one_of(name: str, value: Any, valid: Iterable[str]) -> None:
+    """Raise a ToPiError that lists the choices unless `value` is one."""
+    if value not in valid:
+        raise ToPiError(f"{name}={value!r} is unknown; choose one of: {', '.join(valid)}.")
 
 
 def check_layers(layers: Iterable[int], model: ModelFacts) -> frozenset[int]:
@@ -32,10 +45,11 @@ def check_layers(layers: Iterable[int], model: ModelFacts) -> frozenset[int]:
 
 @dataclass
 class Method:
-    """A way to run a pipeline on fewer reference tokens: `with method(pipe): pipe(...)`.
+    """A way to run a pipeline with less work: `with method(pipe): pipe(...)`.
 
-    Subclasses are dataclasses and override the callbacks they need; a callback that is not
-    overridden costs nothing. They know nothing of the model but `ModelFacts`.
+    Two methods stack, as `ToPi() + TeaCache()`, if one of them is a temporal cache. Subclasses are
+    dataclasses and override the callbacks they need; a callback that is not overridden costs
+    nothing. They know nothing of the model but `ModelFacts`.
 
     Attributes:
         trace: one record per transformer call of the latest pipeline call.
@@ -56,19 +70,37 @@ class Method:
             ToPiError: the model is not supported or does not fit the parameters, this object is in
                 use already, or another method holds the model.
         """
-        if self._attached:
-            raise ToPiError(
-                f"This {type(self).__name__} object is in use; "
-                "leave its `with` block first or make another one."
-            )
+        for part in self.parts:
+            if part._attached:
+                raise ToPiError(
+                    f"This {type(part).__name__} object is in use; "
+                    "leave its `with` block first or make another one."
+                )
         adapter = adapter_for(model)
         self.prepare(adapter.facts)
-        with Session(adapter, self).attached():
-            self._attached = True
+        with Session(adapter, self, model).attached():
+            for part in self.parts:
+                part._attached = True
             try:
                 yield self
             finally:
-                self._attached = False
+                for part in self.parts:
+                    part._attached = False
+
+    def __add__(self, other: "Method") -> "Method":
+        """Both at once; one of them must be a temporal cache.
+
+        Raises:
+            ToPiError: they cannot work together.
+        """
+        from topi.methods.stack import stack  # which builds on this class
+
+        return stack(self, other) if isinstance(other, Method) else NotImplemented
+
+    @property
+    def parts(self) -> tuple["Method", ...]:
+        """The methods it consists of."""
+        return (self,)
 
     @property
     def name(self) -> str:
@@ -93,6 +125,11 @@ class Method:
         """Can it merge tokens?"""
         return type(self).merge is not Method.merge
 
+    @property
+    def decides_before(self) -> Collection[int]:
+        """The layers before which it decides whether they and all later ones need to run."""
+        return ()
+
     def prepare(self, model: ModelFacts) -> None:
         """At attach: check the parameters against the model, plan by depth."""
 
@@ -104,6 +141,19 @@ class Method:
 
     def reduce(self, call: Call) -> Tensor | None:
         """Reference tokens to keep after the front layers: ascending indices [K], None for all."""
+
+    def skip(self, call: Call, layer: int, block: BlockInput) -> Tensor | None:
+        """The target states [B, G, D] after the last block, if `layer` and on need not run."""
+
+    def remember(self, call: Call, states: Tensor) -> None:
+        """The target states [B, G, D] after the last block of a call that skipped nothing.
+
+        Like `skip`, only called if there are layers in `decides_before`.
+        """
+
+    def gather(self, call: Call, states: Tensor, rows: Tensor) -> Tensor:
+        """States [B, N, D] of the image stream to those of its kept rows [n]: [B, n, D]."""
+        return states[:, rows]
 
     def merge(self, call: Call, layer: int, states: Tensor) -> Merge | None:
         """How `layer` merges its image tokens, given their normed states [B, N, D]; None: not."""

@@ -6,8 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from topi.errors import ToPiError
-from topi.methods.base import Call
+from topi.methods.base import Call, check_one_of
 from topi.methods.pruner import ReferencePruner
 
 FLIPS = ("never", "anchor", "step")
@@ -33,8 +32,7 @@ class Checkerboard(ReferencePruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.flip not in FLIPS:
-            raise ToPiError(f"flip={self.flip!r} is unknown; choose one of: {', '.join(FLIPS)}.")
+        check_one_of("flip", self.flip, FLIPS)
 
     def kept(self, call: Call) -> Tensor:
         """The squares whose turn it is, on every reference's own grid."""

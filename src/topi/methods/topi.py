@@ -13,7 +13,7 @@ from torch import Tensor
 
 from topi.engine.attention import output_change, reference_attention
 from topi.errors import ToPiError
-from topi.methods.base import Call, check_layers, check_share
+from topi.methods.base import Call, check_layers, check_one_of, check_share
 from topi.methods.pruner import ReferencePruner
 from topi.models import Layout, ModelFacts
 
@@ -168,10 +168,7 @@ class ToPi(ReferencePruner):
             if (value := getattr(self, name)) is not None:
                 check_share(name, value)
         for name, valid in (("score", SCORES), ("cfg_mask", CFG_MASKS), ("order", ORDERS)):
-            if getattr(self, name) not in valid:
-                raise ToPiError(
-                    f"{name}={getattr(self, name)!r} is unknown; choose one of: {', '.join(valid)}."
-                )
+            check_one_of(name, getattr(self, name), valid)
         if self.layers is not None:
             self.layers = tuple(self.layers)
             if not self.layers:

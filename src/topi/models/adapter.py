@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -94,12 +94,14 @@ class ModelFacts:
         scopes: for each layer, where merging is possible.
         representative_layers: the layers that stand for the model's use of its references (Eq. 5),
             if known.
+        temporal_cache: name of a temporal cache -> its parameters that were fitted on this model.
     """
 
     name: str
     stacks: tuple[int, ...]
     scopes: tuple[tuple[Scope, ...], ...]
     representative_layers: tuple[int, ...] | None
+    temporal_cache: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def depth(self) -> int:
@@ -112,6 +114,7 @@ class Adapter(ABC):
 
     transformer_class: ClassVar[str]
     published_layers: ClassVar[Mapping[tuple[int, ...], tuple[int, ...]]] = {}
+    published_cache: ClassVar[Mapping[tuple[int, ...], Mapping[str, Mapping[str, Any]]]] = {}
 
     def __init__(self, transformer: nn.Module) -> None:
         self.transformer = transformer
@@ -140,6 +143,13 @@ class Adapter(ABC):
     def merge_points(self, layer: int) -> MergePoints:
         """The submodules of block `layer` where tokens can be merged."""
 
+    @abstractmethod
+    def normed_states(self, layer: int, kwargs: Mapping[str, Any]) -> Tensor:
+        """Image states [B, N, D] as the attention of block `layer` will get them.
+
+        Normed and modulated, from the keyword arguments of the block, for all image tokens.
+        """
+
     def gather_extras(self, kwargs: dict[str, Any], rows: Tensor) -> dict[str, Any]:
         """Gather whatever else a block receives per image token; by default there is nothing."""
         return kwargs
@@ -155,11 +165,13 @@ class Adapter(ABC):
         stacks = tuple(len(stack) for stack in self.stacks())
         layers = self.published_layers.get(stacks)
         layers = layers or self.transformer.config.get("representative_layers")
+        cache = self.transformer.config.get("temporal_cache")
         return ModelFacts(
             name=type(self.transformer).__name__,
             stacks=stacks,
             scopes=tuple(self.merge_points(layer).scopes for layer in range(sum(stacks))),
             representative_layers=tuple(layers) if layers else None,
+            temporal_cache=cache or self.published_cache.get(stacks, {}),
         )
 
 

@@ -18,6 +18,31 @@ class FluxAdapter(Adapter):
 
     transformer_class = "FluxTransformer2DModel"
     published_layers: ClassVar = {(19, 38): (13, 18, 31)}  # appendix C.3
+    published_cache: ClassVar = {
+        (19, 38): {
+            # A community fit for Kontext over target and reference tokens, as in nunchaku (pull
+            # request 618) and ComfyUI-TeaCache; its polynomial turns negative beyond 0.24.
+            "teacache": {
+                "coefficients": (
+                    -1046.55119,
+                    312.563399,
+                    -16.9500694,
+                    0.410995971,
+                    0.0374537863,
+                ),
+                "ceiling": 0.2,
+            },
+            # MagCache's own calibration for Kontext at 28 steps
+            "magcache": {
+                "ratios": (
+                    *(1.0, 1.19531, 1.07812, 1.02344, 1.03125, 1.00781, 1.02344),
+                    *(1.01562, 1.01562, 1.0, 1.01562, 1.0, 1.00781, 1.0),
+                    *(1.00781, 1.0, 1.00781, 0.99609, 1.01562, 0.99219, 1.0),
+                    *(0.99219, 0.98438, 0.99609, 0.96484, 0.96094, 0.9375, 0.93359),
+                )
+            },
+        }
+    }
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__(transformer)
@@ -66,6 +91,14 @@ class FluxAdapter(Adapter):
         index = with_text_rows(rows, n_text)
         cos, sin = rope
         return cos[index], sin[index]
+
+    def normed_states(self, layer: int, kwargs: Mapping[str, Any]) -> Tensor:
+        """By the block's first norm, which in a single-stream block also sees the text."""
+        block, states, temb = self.blocks[layer], kwargs["hidden_states"], kwargs["temb"]
+        if layer < len(self.transformer.transformer_blocks):
+            return block.norm1(states, emb=temb)[0]
+        text = kwargs["encoder_hidden_states"]
+        return block.norm(torch.cat([text, states], dim=1), emb=temb)[0][:, text.shape[1] :]
 
     def merge_points(self, layer: int) -> MergePoints:
         """Dual-stream blocks merge around the attention, single-stream ones also as a whole."""

@@ -16,6 +16,10 @@ class QwenAdapter(Adapter):
 
     transformer_class = "QwenImageTransformer2DModel"
     published_layers: ClassVar = {(60,): (35, 37, 42)}  # appendix C.3
+    published_cache: ClassVar = {
+        # The fit for the Qwen-Image family in vllm-omni, there called empirical; negative at 0
+        (60,): {"teacache": {"coefficients": (-450.0, 280.0, -45.0, 3.2, -0.02), "ceiling": 0.2}}
+    }
 
     def stacks(self) -> tuple[nn.ModuleList, ...]:
         """The dual-stream blocks."""
@@ -57,6 +61,13 @@ class QwenAdapter(Adapter):
         if (index := kwargs.get("modulate_index")) is not None:
             kwargs["modulate_index"] = index[:, rows]
         return kwargs
+
+    def normed_states(self, layer: int, kwargs: Mapping[str, Any]) -> Tensor:
+        """By the block's first image norm and modulation."""
+        block = self.blocks[layer]
+        modulation = block.img_mod(kwargs["temb"]).chunk(2, dim=-1)[0]
+        normed = block.img_norm1(kwargs["hidden_states"])
+        return block._modulate(normed, modulation, kwargs.get("modulate_index"))[0]
 
     def merge_points(self, layer: int) -> MergePoints:
         """Around the attention."""

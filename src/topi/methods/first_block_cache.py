@@ -1,0 +1,99 @@
+"""FirstBlockCache: let the first block tell whether the others are worth running.
+
+ParaAttention's First Block Cache, in the form of diffusers' hook, with target-only residuals; with
+more than one first block it is the F part of cache-dit's DBCache.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from topi.errors import ToPiError
+from topi.methods.base import BlockInput, Call, check_one_of, check_whole
+from topi.methods.temporal import ROWS, Memory, TemporalCache, choose_rows, relative_change
+from topi.models import ModelFacts
+
+
+@dataclass
+class FirstBlockMemory(Memory):
+    """Also the input of the first blocks, and what they added: now and at the computed step."""
+
+    first: Tensor | None = None
+    change: Tensor | None = None
+    reference: Tensor | None = None
+
+
+@dataclass
+class FirstBlockCache(TemporalCache):
+    """Skip the other blocks where the first adds nearly what it did at the latest computed step.
+
+    The change is not accumulated, and no step is computed just for being the last.
+
+    Args:
+        threshold: of the relative change of what the first blocks add; a negative one computes
+            every step.
+        first_blocks: how many blocks always run and are looked at.
+        warmup: compute this many first steps.
+        rows: the change is over all "image" tokens, as in diffusers, or over "target" tokens.
+    """
+
+    variants: ClassVar = {"first_block_cache": {}}
+
+    threshold: float = 0.05
+    first_blocks: int = 1
+    warmup: int = 0
+    rows: Literal["image", "target"] = "image"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.threshold != self.threshold:
+            raise ToPiError("threshold must be a number.")
+        check_whole("first_blocks", self.first_blocks, least=1)
+        check_whole("warmup", self.warmup, least=0)
+        check_one_of("rows", self.rows, ROWS)
+
+    @property
+    def decides_before(self) -> Collection[int]:
+        """Before the first block it looks, behind the first blocks it decides."""
+        return (0, self.first_blocks)
+
+    def prepare(self, model: ModelFacts) -> None:
+        """Some blocks must be left to skip."""
+        super().prepare(model)
+        if self.first_blocks >= model.depth:
+            raise ToPiError(
+                f"first_blocks={self.first_blocks} leaves none of the {model.depth} layers of this "
+                f"{model.name} to skip."
+            )
+
+    def new_memory(self) -> FirstBlockMemory:
+        """Without any computed step."""
+        return FirstBlockMemory()
+
+    def skip(self, call: Call, layer: int, block: BlockInput) -> Tensor | None:
+        """Before the first block, only look."""
+        if layer > 0:
+            return super().skip(call, layer, block)
+        memory = self._memory.setdefault(call.branch, self.new_memory())
+        memory.first = choose_rows(block.states, self.rows, call)
+        return None
+
+    def may_skip(self, call: Call, block: BlockInput, memory: FirstBlockMemory) -> bool:
+        """Do the first blocks add nearly the same?"""
+        after = choose_rows(block.states, self.rows, call)
+        if after.shape != memory.first.shape:
+            raise ToPiError(
+                "first_blocks reaches behind the layer where reference tokens are dropped; "
+                "use rows=target or fewer first blocks."
+            )
+        memory.change = after - memory.first
+        if memory.reference is None or call.step < self.warmup:
+            return False
+        return relative_change(memory.change, memory.reference) <= self.threshold
+
+    def computed(self, call: Call, memory: FirstBlockMemory, states: Tensor) -> None:
+        """This step is what the next ones are compared with."""
+        super().computed(call, memory, states)
+        memory.reference = memory.change

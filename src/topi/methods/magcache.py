@@ -1,0 +1,90 @@
+"""MagCache: skip steps as long as the residual's known change of magnitude stays small.
+
+Ma et al., "MagCache: Fast Video Generation with Magnitude-Aware Cache"; the rules are those of the
+official code and diffusers' hook, with target-only residuals.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from topi.errors import ToPiError
+from topi.methods.base import BlockInput, Call, check_share, check_whole
+from topi.methods.temporal import Memory, TemporalCache
+
+
+def nearest(ratios: Sequence[float], count: int) -> list[float]:
+    """As many ratios as there are steps: those calibrated for the nearest point of the way."""
+    if count == 1:
+        return [ratios[-1]]
+    scale = (len(ratios) - 1) / (count - 1)
+    return [ratios[round(step * scale)] for step in range(count)]
+
+
+def magnitude_ratio(residual: Tensor, before: Tensor) -> float:
+    """Mean over tokens of ||residual|| / ||residual of the step before||, from [B, n, D]."""
+    now, before = residual.float().norm(dim=-1), before.float().norm(dim=-1)
+    return float((now / (before + 1e-8)).mean())
+
+
+@dataclass
+class MagMemory(Memory):
+    """Also what has come together since the latest computed step."""
+
+    ratio: float = 1.0
+    error: float = 0.0
+    skips: int = 0
+
+
+@dataclass
+class MagCache(TemporalCache):
+    """Skip while sum |1 - product of magnitude ratios| stays small; no tensor decides.
+
+    Args:
+        threshold: of that sum.
+        max_skips: at most this many steps in a row; 0 computes every step.
+        retention: share of the first steps that is always computed.
+        ratios: each step's ||residual|| over that of the step before. None: the model's own,
+            published for FLUX.1 Kontext, measured by `topi fit-cache` for others. With another
+            number of steps the nearest ones are taken.
+    """
+
+    variants: ClassVar = {"magcache": {}}
+    fitted: ClassVar = ("ratios",)
+    needs_steps: ClassVar = True
+
+    threshold: float = 0.05
+    max_skips: int = 4
+    retention: float = 0.2
+    ratios: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.threshold >= 0:
+            raise ToPiError(f"threshold={self.threshold!r} must not be negative.")
+        check_whole("max_skips", self.max_skips, least=0)
+        check_share("retention", self.retention)
+        if self.ratios is not None:
+            self.ratios = tuple(self.ratios)
+            if not self.ratios:
+                raise ToPiError("ratios is empty; give one for each step.")
+
+    def new_memory(self) -> MagMemory:
+        """Without any error."""
+        return MagMemory()
+
+    def may_skip(self, call: Call, block: BlockInput, memory: MagMemory) -> bool:
+        """Is the error that has come together small?"""
+        if call.step < int(self.retention * call.n_steps + 0.5):
+            return False
+        memory.ratio *= nearest(self._fit["ratios"], call.n_steps)[call.step]
+        memory.error += abs(1 - memory.ratio)
+        memory.skips += 1
+        return memory.error <= self.threshold and memory.skips <= self.max_skips
+
+    def computed(self, call: Call, memory: MagMemory, states: Tensor) -> None:
+        """The error starts anew."""
+        super().computed(call, memory, states)
+        memory.ratio, memory.error, memory.skips = 1.0, 0.0, 0

@@ -1,0 +1,91 @@
+"""TeaCache: skip steps as long as the timestep-modulated input has drifted little.
+
+Liu et al., "Timestep Embedding Tells: It's Time to Cache for Video Diffusion Model"; the rules are
+those of the official TeaCache4FLUX, with target-only residuals.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from topi.errors import ToPiError
+from topi.methods.base import BlockInput, Call, check_one_of
+from topi.methods.temporal import ROWS, Memory, TemporalCache, choose_rows, relative_change
+
+
+def rescale(change: float, coefficients: Sequence[float], ceiling: float) -> float:
+    """The polynomial from the input's relative change to the output's, never negative.
+
+    Args:
+        change: relative change of the modulated input between two steps.
+        coefficients: highest power first.
+        ceiling: the largest change that the polynomial was fitted on; it may do anything beyond.
+    """
+    change, value = min(change, ceiling), 0.0
+    for coefficient in coefficients:  # Horner
+        value = value * change + coefficient
+    return max(value, 0.0)
+
+
+@dataclass
+class TeaMemory(Memory):
+    """Also the modulated input of the previous step and the drift since the latest computed one."""
+
+    signal: Tensor | None = None
+    drift: float = 0.0
+
+
+@dataclass
+class TeaCache(TemporalCache):
+    """Accumulate the rescaled change of the first block's modulated input; skip below a threshold.
+
+    The first and the last step are computed in any case.
+
+    Args:
+        threshold: of the accumulated change (delta of the paper); 0 computes every step.
+        coefficients: of the polynomial, highest power first. None: the model's own, published for
+            FLUX.1 Kontext and Qwen-Image, fitted by `topi fit-cache` for others.
+        ceiling: the largest change the polynomial is used for; None: the model's own.
+        rows: the change is that of all "image" tokens, as the published polynomials want it, or
+            of the "target" tokens alone, which needs another fit.
+    """
+
+    variants: ClassVar = {"teacache": {}}
+    fitted: ClassVar = ("coefficients", "ceiling")
+    ends: ClassVar = True
+
+    threshold: float = 0.3
+    coefficients: tuple[float, ...] | None = None
+    ceiling: float | None = None
+    rows: Literal["image", "target"] = "image"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.threshold >= 0:
+            raise ToPiError(f"threshold={self.threshold!r} must not be negative.")
+        if self.coefficients is not None:
+            self.coefficients = tuple(self.coefficients)
+            if not self.coefficients:
+                raise ToPiError("coefficients is empty; give them with the highest power first.")
+            if self.ceiling is None:
+                self.ceiling = float("inf")
+        check_one_of("rows", self.rows, ROWS)
+
+    def new_memory(self) -> TeaMemory:
+        """Without any drift."""
+        return TeaMemory()
+
+    def may_skip(self, call: Call, block: BlockInput, memory: TeaMemory) -> bool:
+        """Is the accumulated change below the threshold?"""
+        signal = choose_rows(block.normed(), self.rows, call)
+        if memory.signal is not None:
+            memory.drift += rescale(relative_change(signal, memory.signal), **self._fit)
+        memory.signal = signal
+        return memory.drift < self.threshold
+
+    def computed(self, call: Call, memory: TeaMemory, states: Tensor) -> None:
+        """The drift starts anew."""
+        super().computed(call, memory, states)
+        memory.drift = 0.0
