@@ -65,3 +65,23 @@ def paired_difference(rows: pd.DataFrame, label: str, other: str, metric: str) -
         return bootstrap([])
     both = wide[[label, other]].replace([inf, -inf], nan).dropna()
     return bootstrap(both[label] - both[other])
+
+
+def paired(one: pd.Series, other: pd.Series) -> Estimate:
+    """Mean of `one` minus `other` over the samples (the index) that have both finite."""
+    both = pd.DataFrame({"one": one, "other": other}).replace([inf, -inf], nan).dropna()
+    return bootstrap(both["one"] - both["other"])
+
+
+def unpaired(one: ArrayLike, other: ArrayLike, seed: int = 0) -> Estimate:
+    """Mean of `one` minus mean of `other`, two groups of different samples; finite values only."""
+    groups = [np.asarray(values, dtype=float).ravel() for values in (one, other)]
+    groups = [values[np.isfinite(values)] for values in groups]
+    if not all(len(values) for values in groups):
+        return bootstrap([])
+    rng = np.random.default_rng(seed)
+    draws = [v[rng.integers(len(v), size=(RESAMPLES, len(v)))].mean(axis=1) for v in groups]
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(draws[0] - draws[1], [tail, 1 - tail])
+    value = float(groups[0].mean() - groups[1].mean())
+    return Estimate(value, float(low), float(high), sum(map(len, groups)))

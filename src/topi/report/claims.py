@@ -1,0 +1,281 @@
+"""How a claim of the paper is decided: comparisons with intervals, and the verdict they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from topi.report.statistics import Estimate
+from topi.report.suite import Run, Suite, best_suites, suites
+from topi.report.text_table import Text, TextTable
+from topi.results.probe import ProbeRun, load_probes
+from topi.results.store import Store
+
+REPRODUCED, CONTRADICTED, INCONCLUSIVE, UNTESTABLE = (
+    "reproduced",
+    "contradicted",
+    "inconclusive",
+    "not testable here",
+)
+VERDICTS = (REPRODUCED, CONTRADICTED, INCONCLUSIVE, UNTESTABLE)
+ARITHMETIC = "arithmetic, no model"
+"""In place of a model, for claims that follow from formulas."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A number that the claim says is above zero, with its 95 % interval.
+
+    Args:
+        what: what was subtracted from what.
+        estimate: of the difference; no samples if it could not be computed.
+        unit: printed after the numbers.
+        margin: how far below zero still counts as equal, for a claim of "at least as good".
+        cells: keys behind it.
+    """
+
+    what: str
+    estimate: Estimate
+    unit: str = ""
+    margin: float = 0.0
+    cells: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """Reproduced if the whole interval is above minus the margin, contradicted if below."""
+        if not self.estimate.n:
+            return UNTESTABLE
+        if self.estimate.low > -self.margin:
+            return REPRODUCED
+        return CONTRADICTED if self.estimate.high < -self.margin else INCONCLUSIVE
+
+    def __str__(self) -> str:
+        """In words."""
+        e = self.estimate
+        if not e.n:
+            return f"{self.what}: no numbers"
+        digits = 2 if max(abs(e.value), abs(e.low), abs(e.high)) >= 0.1 else 4
+        numbers = f"{e.value:+.{digits}f}{self.unit} [{e.low:+.{digits}f}, {e.high:+.{digits}f}]"
+        return f"{self.what}: {numbers}, n={e.n}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one model says of one claim."""
+
+    verdict: str
+    comparisons: tuple[Comparison, ...] = ()
+    reason: str = ""
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The keys of all cells behind it."""
+        return tuple(dict.fromkeys(key for c in self.comparisons for key in c.cells))
+
+    @property
+    def telling(self) -> list[Comparison]:
+        """The comparisons that a reader should see: the first, and the worst of the others."""
+        with_numbers = [c for c in self.comparisons if c.estimate.n]
+        if len(with_numbers) < 3:
+            return with_numbers
+        order = (CONTRADICTED, INCONCLUSIVE, REPRODUCED)
+        worst = min(
+            with_numbers[1:], key=lambda c: (order.index(c.verdict), c.estimate.high + c.margin)
+        )
+        return [with_numbers[0], worst]
+
+    @property
+    def tally(self) -> str:
+        """How many comparisons came out how."""
+        counts = {v: sum(c.verdict == v for c in self.comparisons) for v in VERDICTS}
+        words = ("hold", "are reversed", "are unclear", "have no numbers")
+        told = [f"{n} {word}" for n, word in zip(counts.values(), words, strict=True) if n]
+        return f"of {len(self.comparisons)} comparisons {', '.join(told)}" if told else ""
+
+
+def decide(comparisons: Iterable[Comparison], reason: str = "") -> Finding:
+    """The verdict of a claim that says that every one of these comparisons holds.
+
+    One that is clearly reversed contradicts it, whatever the others say. At 95 % that happens by
+    chance only where the true difference is about zero, and there the claim does not hold either.
+    """
+    comparisons = tuple(comparisons)
+    verdicts = {comparison.verdict for comparison in comparisons}
+    for verdict in (CONTRADICTED, UNTESTABLE, INCONCLUSIVE):
+        if verdict in verdicts or not verdicts:
+            if verdict == UNTESTABLE and not reason:
+                reason = "Its cells are missing or not complete."
+            return Finding(verdict, comparisons, reason)
+    return Finding(REPRODUCED, comparisons, reason)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What there is of one model.
+
+    Args:
+        model: its name.
+        suites: its cells.
+        probe: how it attends to its references, if that was looked at.
+    """
+
+    model: str
+    suites: tuple[Suite, ...] = ()
+    probe: ProbeRun | None = None
+
+    @property
+    def stand_in(self) -> bool:
+        """Is it a small network in place of a real one?"""
+        if self.suites:
+            return self.suites[-1].stand_in
+        return self.probe is not None and self.probe.manifest.get("source") != "hub"
+
+    def suite(self, labels: Sequence[str]) -> Suite | None:
+        """The suite that has most of these cells."""
+        return next(iter(best_suites(self.suites, labels)), None)
+
+    def runs(self, *labels: tuple[str, ...] | str) -> list[Run]:
+        """The runs of these labels, all from one suite; a run may have several labels."""
+        each = [(label,) if isinstance(label, str) else label for label in labels]
+        suite = self.suite([label for group in each for label in group])
+        if suite is None:
+            return [Run(group, (), dict.fromkeys(group, "missing")) for group in each]
+        return [suite.run(*group) for group in each]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that the paper says.
+
+    Args:
+        name: short and stable.
+        statement: what the paper says.
+        where: in which section.
+        test: what decides it here.
+        judge: from the evidence of a model to a finding; None if the claim does not apply to it.
+        remark: what else a reader should know, such as where the paper contradicts itself.
+        arithmetic: it needs no model.
+    """
+
+    name: str
+    statement: str
+    where: str
+    test: str
+    judge: Callable[[Evidence], Finding | None]
+    remark: str = ""
+    arithmetic: bool = False
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim with its finding for each model."""
+
+    claim: Claim
+    findings: dict[str, Finding]
+
+
+def gather_evidence(store: Store) -> list[Evidence]:
+    """What a store knows of each model, by name."""
+    groups: dict[str, list[Suite]] = {}
+    for suite in suites(store):
+        groups.setdefault(suite.model, []).append(suite)
+    probes = {run.manifest["model"]: run for run in load_probes(store.root)}
+    return [
+        Evidence(model, tuple(groups.get(model, ())), probes.get(model))
+        for model in sorted({*groups, *probes})
+    ]
+
+
+def judge_all(claims: Iterable[Claim], evidence: Sequence[Evidence]) -> list[Judged]:
+    """Every claim on every model."""
+    judged = []
+    for claim in claims:
+        if claim.arithmetic:
+            findings = {ARITHMETIC: claim.judge(Evidence(ARITHMETIC))}
+        else:
+            findings = {each.model: claim.judge(each) for each in evidence}
+        judged.append(Judged(claim, {m: f for m, f in findings.items() if f is not None}))
+    return judged
+
+
+def claims_frame(judged: Iterable[Judged]) -> pd.DataFrame:
+    """One line per comparison, and one for a finding without any."""
+    lines = []
+    for each in judged:
+        for model, finding in each.findings.items():
+            about = {"claim": each.claim.name, "model": model, "verdict": finding.verdict}
+            for comparison in finding.comparisons or (None,):
+                line = dict(about, reason=finding.reason)
+                if comparison is not None:
+                    line |= {"comparison": comparison.what, "outcome": comparison.verdict}
+                    line |= asdict(comparison.estimate)
+                    line |= {"unit": comparison.unit.strip(), "margin": comparison.margin}
+                    line |= {"cells": " ".join(comparison.cells)}
+                lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def claims_table(judged: Sequence[Judged]) -> TextTable:
+    """The overview: a line per claim, a column per model."""
+    models = list(dict.fromkeys(model for each in judged for model in each.findings))
+    rows = tuple(
+        (
+            Text(each.claim.name),
+            Text(each.claim.statement),
+            *(Text(each.findings[m].verdict if m in each.findings else "–") for m in models),
+        )
+        for each in judged
+    )
+    return TextTable(
+        name="claims",
+        title="What the paper claims, and what came out here",
+        headings=("Claim", "The paper says", *models),
+        rows=rows,
+        frame=claims_frame(judged),
+        words=2 + len(models),
+    )
+
+
+def to_markdown(judged: Sequence[Judged], findings_file: Path | None = None) -> str:
+    """The claims page: the overview, then every claim with its test and its numbers."""
+    from topi.report.text_table import to_markdown as table_text
+
+    notes = read_notes(findings_file)
+    parts = ["# Claims of the paper\n", RULES, table_text(claims_table(judged))]
+    for each in judged:
+        claim = each.claim
+        parts.append(f"## {claim.name}\n\n{claim.statement} ({claim.where})\n\nTest: {claim.test}")
+        if claim.remark:
+            parts.append(f"Remark: {claim.remark}")
+        if claim.name in notes:
+            parts.append(f"Looked into: {notes[claim.name]}")
+        for model, finding in each.findings.items():
+            tally = f"({finding.tally})" if finding.tally else ""
+            lines = [f"- **{model}: {finding.verdict}.** {finding.reason} {tally}".rstrip()]
+            lines += [f"  - {comparison}" for comparison in finding.telling]
+            if finding.cells:
+                lines.append("  - cells: " + ", ".join(f"`{key}`" for key in finding.cells))
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+RULES = (
+    "A claim is *reproduced* if every comparison behind it holds with its whole 95 % interval "
+    "(paired bootstrap over samples), *contradicted* if one is clearly reversed, *inconclusive* "
+    "otherwise, and *not testable here* if its cells or its kind of model are not there. Verdicts "
+    "are of the models named, and those of a stand-in are not verdicts on FLUX or Qwen."
+)
+
+
+def read_notes(path: Path | None = None) -> dict[str, str]:
+    """Claim -> what was looked into when it failed, from `experiments/findings.csv`."""
+    from topi.report.paper_values import EXPERIMENTS
+
+    path = path or EXPERIMENTS / "findings.csv"
+    if not path.is_file():
+        return {}
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return dict(zip(table["claim"], table["finding"], strict=True))

@@ -1,0 +1,250 @@
+"""The cells of a store that may be compared, found by what they are, complete or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from topi.errors import ToPiError
+from topi.report.statistics import Estimate, bootstrap, paired
+from topi.results.store import Cell, Store
+
+SCORES = ("psnr", "ssim", "lpips")
+TIMES = ("seconds_full", "seconds_method", "scoring_seconds", "selection_seconds")
+MODELS = {"kontext": "Flux.1-Kontext", "qwen_edit": "Qwen-Image-Edit"}
+"""Kind of a model -> the model of the paper that stands in the same place."""
+
+Identity = frozenset[tuple[str, str | float]]
+
+
+def identity(label: str) -> Identity:
+    """A label without the order of its words and the spelling of its numbers."""
+    return frozenset(_word(word) for word in label.split())
+
+
+def _word(word: str) -> tuple[str, str | float]:
+    name, _, value = word.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, value
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell with its rows, one line per sample, and its timed pairs of runs."""
+
+    cell: Cell
+    rows: pd.DataFrame
+    latency: pd.DataFrame
+
+    @property
+    def key(self) -> str:
+        """The key of the cell."""
+        return self.cell.key
+
+    @property
+    def label(self) -> str:
+        """The label of the cell."""
+        return self.cell.manifest["label"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a line of a table shows: one cell, or the mean over several of them.
+
+    Args:
+        labels: of the cells.
+        entries: the cells that are complete.
+        missing: label -> state of those that are not.
+    """
+
+    labels: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    missing: dict[str, str]
+
+    @property
+    def complete(self) -> bool:
+        """Are all of its cells there?"""
+        return not self.missing
+
+    @property
+    def state(self) -> str:
+        """Why it shows no numbers; empty if it does."""
+        states = sorted(set(self.missing.values()))
+        return ", ".join(states)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of its cells, those that are there."""
+        return tuple(dict.fromkeys(entry.key for entry in self.entries))
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """One line per sample: its category and its numbers, averaged over the cells."""
+        if not self.complete or not self.entries:
+            return pd.DataFrame(columns=["category", *SCORES, "keep_ratio", "flop_speedup"])
+        first = self.entries[0].rows
+        if len(self.entries) == 1:
+            return first
+        numbers = [entry.rows.select_dtypes("number") for entry in self.entries]
+        mean = sum(n.reindex(first.index) for n in numbers) / len(numbers)
+        return mean.assign(category=first["category"], task=first["task"])
+
+    @cached_property
+    def latency(self) -> pd.DataFrame:
+        """The timed pairs of all cells, with the category of their sample."""
+        frames = [entry.latency for entry in self.entries if len(entry.latency)]
+        if not self.complete or not frames:
+            return pd.DataFrame(columns=["sample", "category", *TIMES])
+        timed = pd.concat(frames)
+        return timed.assign(category=timed["sample"].map(self.entries[0].rows["category"]))
+
+    def values(self, name: str, category: str | None = None) -> pd.Series:
+        """A number of every sample, by sample; of one category or of all (None)."""
+        return _inside(self.samples, category)[name].astype(float)
+
+    def mean(self, name: str, category: str | None = None) -> Estimate:
+        """Mean over samples with its bootstrap interval."""
+        return bootstrap(self.values(name, category))
+
+    def ratios(self, category: str | None = None) -> pd.Series:
+        """Measured speed-up of each sample: the median over its pairs of full / method."""
+        pairs = _inside(self.latency, category)
+        ratio = (pairs["seconds_full"] / pairs["seconds_method"]).astype(float)
+        return ratio.groupby(pairs["sample"]).median()
+
+    def minus(self, other: Run, name: str, category: str | None = None) -> Estimate:
+        """Mean difference to another run over the samples both have, paired."""
+        return paired(self.values(name, category), other.values(name, category))
+
+
+def _inside(frame: pd.DataFrame, category: str | None) -> pd.DataFrame:
+    return frame if category is None else frame[frame["category"] == category]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Cells of one model that share weights, data, samples, seed, settings and device."""
+
+    model: str
+    settings: dict[str, Any]
+    count: int
+    cells: tuple[Cell, ...]
+
+    def __post_init__(self) -> None:
+        check_comparable(self.cells)
+
+    @property
+    def kind(self) -> str:
+        """The kind of the model, as in `conf/model`."""
+        return self.settings.get("model", {}).get("kind", "")
+
+    @property
+    def paper_model(self) -> str | None:
+        """The model of the paper in whose place this one stands."""
+        return MODELS.get(self.kind)
+
+    @property
+    def stand_in(self) -> bool:
+        """Is it a small network in place of a real one?"""
+        return self.settings.get("model", {}).get("source", "standin") != "hub"
+
+    @property
+    def created(self) -> str:
+        """When its newest cell was begun."""
+        return max(cell.manifest.get("created", "") for cell in self.cells)
+
+    @cached_property
+    def _entries(self) -> dict[Identity, Entry]:
+        """Per identity the best cell: a complete one before others, the newest of equals."""
+        found = {}
+        for cell in sorted(self.cells, key=lambda c: (c.complete, c.manifest.get("created", ""))):
+            rows = pd.DataFrame(cell.rows)
+            if not rows.empty:
+                rows = rows.drop_duplicates("sample").set_index("sample")
+            latency = pd.DataFrame(cell.latency).reindex(columns=["sample", "repeat", *TIMES])
+            entry = Entry(cell, rows, latency)
+            found |= {identity(label): entry for label in cell.labels}
+        return found
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels of its cells."""
+        return list(dict.fromkeys(entry.label for entry in self._entries.values()))
+
+    def state(self, label: str) -> str:
+        """`complete`, `missing`, or how far the cell is."""
+        entry = self._entries.get(identity(label))
+        if entry is None:
+            return "missing"
+        whole = entry.cell.complete and len(entry.rows) == entry.cell.manifest["count"]
+        return "complete" if whole else entry.cell.state.replace("complete", "incomplete")
+
+    def run(self, *labels: str) -> Run:
+        """The run of these labels; several are averaged, sample by sample."""
+        states = {label: self.state(label) for label in labels}
+        missing = {label: state for label, state in states.items() if state != "complete"}
+        entries = (self._entries[identity(label)] for label in labels if label not in missing)
+        return Run(labels, tuple(entries), missing)
+
+
+def check_comparable(cells: Sequence[Cell]) -> None:
+    """Refuse cells that must not stand in one table.
+
+    Raises:
+        ToPiError: they differ in weights, data, model settings, seed or device; it says in which.
+    """
+    settings = [_flat(_settings(cell)) for cell in cells]
+    differ = sorted({name for s in settings for name in s if s[name] != settings[0].get(name)})
+    if differ:
+        raise ToPiError(
+            f"The cells {cells[0].key} and others cannot be compared, as they differ in "
+            f"{', '.join(differ)}: report each by itself, or run the older ones again."
+        )
+
+
+def suites(store: Store) -> list[Suite]:
+    """The cells of a store in groups that may be compared, newest last."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in store.load_cells():
+        about = [cell.manifest["model"], _settings(cell)]
+        groups.setdefault(json.dumps(about, sort_keys=True), []).append(cell)
+    found = []
+    for cells in groups.values():
+        first = cells[0].manifest
+        found.append(Suite(first["model"], first["full"], first["count"], tuple(cells)))
+    return sorted(found, key=lambda suite: suite.created)
+
+
+def best_suites(found: Iterable[Suite], labels: Iterable[str]) -> list[Suite]:
+    """For each model the suite that has most of these labels complete; of equals the newest.
+
+    Models that have none of them are left out.
+    """
+    labels = list(labels)
+    best: dict[str, tuple[int, int, str, Suite]] = {}
+    for suite in found:
+        done = sum(suite.state(label) == "complete" for label in labels)
+        begun = sum(suite.state(label) != "missing" for label in labels)
+        rank = (done, begun, suite.created, suite)
+        if begun and (suite.model not in best or rank[:3] >= best[suite.model][:3]):
+            best[suite.model] = rank
+    return [best[model][-1] for model in sorted(best)]
+
+
+def _settings(cell: Cell) -> dict[str, Any]:
+    manifest = cell.manifest
+    return {**manifest["full"], "count": manifest["count"]}
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    parts = (_flat(inner, f"{name}.{key}" if name else key) for key, inner in value.items())
+    return {key: inner for part in parts for key, inner in part.items()}
