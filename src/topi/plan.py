@@ -1,0 +1,122 @@
+"""A sweep as a file: one line per cluster task, each with its cells.
+
+A plan needs no living shell: `slurm/array.sbatch` runs one task per array index, and any task can
+be run again.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from hydra_plugins.topi_sweeper import points
+from topi.compose import composed, refusals
+from topi.config import AXES, Config, axes_read, read_config
+from topi.errors import ToPiError
+from topi.results.keys import canonical
+
+GPUS = {"kontext": "a100", "qwen_edit": "h20", "qwen_edit_plus": "h20"}
+"""Where the paper ran the models of each kind."""
+BESIDE = ("logger", "store", "resume")
+"""Of a configuration: what does not change the numbers of a cell."""
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell as the overrides that `run.py` would get, and its label in tables."""
+
+    label: str
+    overrides: list[str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Cells of one model that one job computes in turn, with the model loaded once.
+
+    `task` is the index in the array, `gpu` the type that SLURM calls it by ("none": cores),
+    `experiment` the name behind `experiment=`.
+    """
+
+    task: int
+    gpu: str
+    model: str
+    experiment: str | None
+    cells: list[PlannedCell]
+
+
+def plan(overrides: Sequence[str], group: int = 1, gpu: str | None = None) -> list[Task]:
+    """The tasks of a sweep, those of a GPU type in a row; equal cells are planned once.
+
+    Args:
+        overrides: as for `run.py -m`.
+        group: cells of one model in a task, at most.
+        gpu: instead of the type in `GPUS`.
+
+    Raises:
+        ConfigError: a point of the sweep is impossible.
+    """
+    from topi.experiment import build_method, check, label_of  # loads torch
+
+    if group < 1:
+        raise ToPiError(f"--group {group} must be at least 1.")
+    with refusals():
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    master = composed([o.input_line for o in parsed if not o.is_sweep_override()], hydra=True)
+    sweeper = OmegaConf.to_container(master.hydra.sweeper, resolve=True)
+    arguments = [o.input_line for o in parsed if not o.key_or_group.startswith("hydra")]
+    cells: dict[str, tuple[Config, PlannedCell]] = {}
+    for point in points(sweeper["params"], sweeper["grids"], arguments):
+        found = composed(point)
+        config = read_config(found)
+        check(config)
+        label = label_of(config, build_method(config))
+        cells.setdefault(_identity(config, found), (config, PlannedCell(label, point)))
+    models: dict[str, list[tuple[Config, PlannedCell]]] = {}
+    for config, cell in cells.values():
+        models.setdefault(canonical(config.model), []).append((config, cell))
+    chunks = [
+        members[start : start + group]
+        for members in models.values()
+        for start in range(0, len(members), group)
+    ]
+    described = [(gpu or GPUS.get(chunk[0][0].model["kind"], "a100"), chunk) for chunk in chunks]
+    experiment = master.hydra.runtime.choices.get("experiment")
+    return [
+        Task(number, kind, chunk[0][0].model["name"], experiment, [cell for _, cell in chunk])
+        for number, (kind, chunk) in enumerate(sorted(described, key=lambda pair: pair[0]))
+    ]
+
+
+def dump(tasks: Iterable[Task]) -> str:
+    """The text of a plan file: JSON, a task per line."""
+    return "".join(json.dumps(asdict(task)) + "\n" for task in tasks)
+
+
+def load(path: Path) -> list[Task]:
+    """Read a plan file.
+
+    Raises:
+        ToPiError: it is not there or not a plan.
+    """
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        tasks = [
+            Task(**line | {"cells": [PlannedCell(**cell) for cell in line["cells"]]})
+            for line in lines
+        ]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ToPiError(
+            f"{path} is not a plan ({error!r}): write one with `topi plan ... > {path.name}`."
+        ) from error
+    return tasks
+
+
+def _identity(config: Config, found: DictConfig) -> str:
+    """One text for all configurations of a cell. The key itself needs the weights."""
+    content: dict[str, Any] = asdict(config)
+    unread = set(AXES) - set(axes_read(found))
+    return canonical({k: v for k, v in content.items() if k not in {*unread, *BESIDE}})

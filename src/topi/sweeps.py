@@ -1,0 +1,76 @@
+"""The part of the `topi` command that plans, runs and looks after sweeps."""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from topi.errors import ToPiError
+
+
+def plan(parsed: argparse.Namespace) -> None:
+    """Print a sweep as a plan: one line of JSON per cluster task."""
+    from topi.plan import dump, plan
+
+    tasks = plan(parsed.overrides, parsed.group, parsed.gpu)
+    sys.stdout.write(dump(tasks))
+    cells = sum(len(task.cells) for task in tasks)
+    print(f"{cells} cells in {len(tasks)} tasks", file=sys.stderr)
+
+
+def work(parsed: argparse.Namespace) -> int:
+    """Run one task of a plan, or all in turn. The exit code is 1 if a cell failed."""
+    from topi.plan import load
+    from topi.work import run_tasks
+
+    tasks = load(parsed.plan)
+    index = parsed.task
+    if index is None and "SLURM_ARRAY_TASK_ID" in os.environ:
+        index = int(os.environ["SLURM_ARRAY_TASK_ID"])
+    if index is not None:
+        tasks = [task for task in tasks if task.task == index]
+        if not tasks:
+            raise ToPiError(f"{parsed.plan} has no task {index}.")
+    _log_to_stderr()
+    return int(bool(run_tasks(tasks)))
+
+
+def retry(parsed: argparse.Namespace) -> int:
+    """Run the failed and damaged cells again, or the named ones; nothing else."""
+    from topi.work import retry
+
+    _log_to_stderr()
+    return int(bool(retry(parsed.store, parsed.cells)))
+
+
+def add_commands(commands: Any) -> None:
+    """Add them to the sub-parsers of `topi`."""
+    own = (plan, work, retry)
+    for command in own:
+        sub = commands.add_parser(
+            command.__name__, help=command.__doc__, description=command.__doc__
+        )
+        sub.set_defaults(command=command)
+        if command is plan:
+            text = "as for run.py -m: experiment=table1 tau=0.8,0.9 ..."
+            sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=text)
+            text = "cells of one model per task, at most (default: 1): the model is loaded once"
+            sub.add_argument("--group", type=int, default=1, metavar="N", help=text)
+            text = "GPU type of all tasks, or none (default: a100 for FLUX, h20 for Qwen)"
+            sub.add_argument("--gpu", help=text)
+        if command is work:
+            sub.add_argument("plan", type=Path, help="a file that `topi plan` printed")
+            text = "its index (default: $SLURM_ARRAY_TASK_ID, else all tasks)"
+            sub.add_argument("task", type=int, nargs="?", help=text)
+        if command is retry:
+            text = "keys as in `topi status`, or their beginnings (default: all that failed)"
+            sub.add_argument("cells", nargs="*", metavar="CELL", help=text)
+            sub.add_argument("--store", type=Path, default=Path("results"), help="default: results")
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
