@@ -4,19 +4,23 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from topi.errors import ToPiError
+from topi.sweeps import add_commands
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command; returns the exit code."""
     parsed = _parser().parse_args(arguments)
     try:
-        parsed.command(parsed)
+        return parsed.command(parsed) or 0
     except ToPiError as error:
         print(f"topi: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def status(parsed: argparse.Namespace) -> None:
@@ -27,8 +31,10 @@ def status(parsed: argparse.Namespace) -> None:
     from topi.results import Store
 
     console = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width
-    cells = Store(parsed.store).load_cells()
-    if not cells:
+    store = Store(parsed.store)
+    cells = store.load_cells()
+    damaged = {cell.key for cell in store.find_cells()} - {cell.key for cell in cells}
+    if not cells and not damaged:
         console.print(f"No cells in {parsed.store} yet: run `python run.py` first.", markup=False)
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -36,8 +42,10 @@ def status(parsed: argparse.Namespace) -> None:
         table.add_column(heading, overflow="fold")
     for cell in cells:
         about = cell.manifest
-        count = f"{len(cell.rows)}/{about['count']}"
+        count = "?" if cell.damage else f"{len(cell.rows)}/{about['count']}"
         table.add_row(about["model"], about["label"], count, cell.state, cell.key)
+    for key in sorted(damaged):
+        table.add_row("?", "?", "?", store.cell(key).state, key)
     console.print(table, markup=False)
 
 
@@ -55,15 +63,51 @@ def fetch_lpips(parsed: argparse.Namespace) -> None:
     print(fetch())
 
 
+def calibrate(parsed: argparse.Namespace) -> None:
+    """Find a model's representative layers and how stable they are (Eqs. 4 and 5)."""
+    from topi.report.attention import calibration_table
+    from topi.study import calibrate
+
+    calibration, path = calibrate(parsed.overrides, parsed.out, parsed.top, parsed.ship)
+    _show(calibration_table(calibration), path)
+
+
+def probe(parsed: argparse.Namespace) -> None:
+    """Record a model's attention to references by layer, step and token (Figs. 1-3 and 7)."""
+    from topi.report.attention import probe_table
+    from topi.study import probe
+
+    run = probe(parsed.overrides)
+    _show(probe_table(run), run.path)
+
+
+def _show(table: "Table", path: Path) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    console.print(f"wrote {path}", markup=False, highlight=False)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="topi", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (status, report, fetch_lpips):
+    for command in (status, report, calibrate, probe, fetch_lpips):
         name = command.__name__.replace("_", "-")
         sub = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
         sub.set_defaults(command=command)
-        if command is not fetch_lpips:
+        if command in (status, report):
             sub.add_argument("--store", type=Path, default=Path("results"), help="default: results")
         if command is report:
             sub.add_argument("--out", type=Path, default=Path("report"), help="default: report")
+        if command in (calibrate, probe):
+            text = "as for run.py: model=..., data.count=..., store=..."
+            sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=text)
+        if command is calibrate:
+            text = "the JSON, default: <store>/calibration/<model>-<key>.json"
+            sub.add_argument("--out", type=Path, help=text)
+            sub.add_argument("--top", type=int, default=3, help="how many layers, default: 3")
+            text = "also put it beside the weights of a stand-in"
+            sub.add_argument("--ship", action="store_true", help=text)
+    add_commands(commands)
     return parser

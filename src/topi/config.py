@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +21,22 @@ AXES = ("tau", "ratio", "layers", "score")
 STRATEGIES = ("representative", "all", "random", "first", "last")
 DATA = ("mini_edit", "folder")
 LOGGERS = ("offline", "online", "none")
+RESUME = ("same", "any")
+
+
+def conf_folder() -> Path:
+    """The `conf/` folder of the checkout that this package is installed from.
+
+    Raises:
+        ToPiError: the package is not installed from a checkout.
+    """
+    folder = Path(__file__).resolve().parents[2] / "conf"
+    if not (folder / "config.yaml").is_file():
+        raise ToPiError(
+            f"{folder} is missing: this command reads conf/ of a checkout; clone the repository "
+            "and install it with `pip install -e .`"
+        )
+    return folder
 
 
 class ConfigError(ToPiError):
@@ -33,6 +50,7 @@ class LayersConfig:
     strategy: str
     count: int = 3  # of random, first and last
     seed: int = 0  # of random
+    file: str | None = None  # of representative: a calibration that `topi calibrate` wrote
 
 
 @dataclass
@@ -72,10 +90,11 @@ class LoggerConfig:
 
 @dataclass
 class Config:
-    """One cell. `method` holds its name and its parameters, `model` the fields of a ModelConfig."""
+    """One cell. `method` and `cache` hold their names and parameters, `model` a ModelConfig's."""
 
     model: dict[str, Any]
     method: dict[str, Any]
+    cache: dict[str, Any]
     layers: LayersConfig
     score: ScoreConfig
     data: DataConfig
@@ -86,6 +105,7 @@ class Config:
     seed: int
     lpips: bool
     store: str
+    resume: str  # what may continue a cell: the same code and versions, or any
 
     @property
     def params(self) -> dict[str, Any]:
@@ -107,6 +127,7 @@ def read_config(composed: DictConfig) -> Config:
     check_choice("layers", config.layers.strategy, STRATEGIES)
     check_choice("data", config.data.name, DATA)
     check_choice("logger.mode", config.logger.mode, LOGGERS)
+    check_choice("resume", config.resume, RESUME)
     for name in ("samples", "repeats"):
         if (value := getattr(config.latency, name)) < 0:
             raise ConfigError(f"latency.{name}={value} must not be negative.")

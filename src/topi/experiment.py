@@ -2,24 +2,28 @@
 
 import json
 import logging
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from topi.config import Config, ConfigError, DataConfig
+from topi.config import Config, ConfigError, DataConfig, LayersConfig
 from topi.data import EditFolder, MiniEdit
 from topi.errors import ToPiError
 from topi.evaluation.cell import Bench, latency_missing, run_latency, run_quality
 from topi.evaluation.layer_choice import choose_layers
 from topi.evaluation.metrics import Metrics
-from topi.methods import METHODS, Method, make_method
+from topi.gpu import claim_gpu
+from topi.methods import CACHES, METHODS, Method, TemporalCache, make_cache, make_method
 from topi.models import ModelFacts, adapter_for
 from topi.models.editor import Editor, ModelConfig, load_editor
 from topi.report.mirror import Mirror
 from topi.results import Store
+from topi.results.cache_fit import read_cache_fit
+from topi.results.calibration import read_calibration
 from topi.results.keys import digest
 from topi.results.provenance import provenance
 
@@ -28,26 +32,30 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 """Of keys and rows; a new number makes new cells."""
 ELSEWHERE = ("name", "device", "offload", "hub_id", "revision", "front_layers")
-ELSEWHERE += ("representative_layers",)
+ELSEWHERE += ("representative_layers", "temporal_cache")
 """Model fields that do not change an output, or that the weights' fingerprint or the method's
 parameters hold."""
 
 
-def run(config: Config) -> None:
+def run(config: Config, experiment: str | None = None) -> None:
     """Compute a cell, or what it lacks.
 
     A complete cell, or one that another process is computing, is left alone; the log says so.
+
+    Args:
+        experiment: the name behind `experiment=`, if there is one.
 
     Raises:
         ConfigError: the method does not fit the model or its parameters exclude each other.
         ToPiError: something else that the user can mend; the cell is marked as failed.
     """
     check(config)
-    editor = _editor(json.dumps(config.model, sort_keys=True))
-    method = build_method(config, adapter_for(editor.pipe).facts)
+    claim_gpu(Path(config.store))
+    editor = open_editor(config)
+    method = build_method(config, adapter_for(editor.pipe).facts, editor)
     data = load_data(config.data)
     label = label_of(config, method)
-    manifest = describe(config, editor, method, data, label)
+    manifest = describe(config, editor, method, data, label) | {"experiment": experiment}
     store = Store(config.store)
     cell = store.cell(manifest["key"])
     with cell.lock() as ours:
@@ -55,26 +63,30 @@ def run(config: Config) -> None:
             log.info("%s: another process is computing %s; leaving it to that", label, cell.key)
             return
         wanted = [data[i].id for i in range(min(config.latency.samples, len(data)))]
-        if cell.complete and not latency_missing(cell, wanted, config.latency.repeats):
+        if (
+            cell.complete
+            and not cell.damage
+            and not latency_missing(cell, wanted, config.latency.repeats)
+        ):
             cell.add_label(label)
             log.info("%s: %s is complete, nothing to do", label, cell.key)
             return
         bench = Bench(
             editor, data, _metrics(config.lpips), store.full(manifest["full_key"]), config.seed
         )
-        cell.start(manifest)
-        bench.full.start(manifest["full"])
-        log.info("%s: %s, %d of %d samples done", label, cell.key, len(cell.rows), len(data))
-        with Mirror(store, cell, **asdict(config.logger)) as mirror:
-            try:
+        try:
+            cell.start(manifest, mixed=config.resume == "any")
+            bench.full.start(manifest["full"])
+            log.info("%s: %s, %d of %d samples done", label, cell.key, len(cell.rows), len(data))
+            with Mirror(store, cell, **asdict(config.logger)) as mirror:
                 run_quality(bench, method, cell, label, mirror.row)
                 run_latency(
                     bench, method, cell, label, config.latency.samples, config.latency.repeats
                 )
                 cell.finish()
-            except Exception as error:
-                cell.fail(str(error) if isinstance(error, ToPiError) else repr(error))
-                raise
+        except Exception as error:
+            cell.fail(str(error) if isinstance(error, ToPiError) else repr(error))
+            raise
         log.info("%s: %s is complete now", label, cell.key)
 
 
@@ -92,27 +104,77 @@ def check(config: Config) -> None:
         raise ConfigError(str(error)) from error
 
 
-def build_method(config: Config, facts: ModelFacts | None = None) -> Method:
+def build_method(
+    config: Config, facts: ModelFacts | None = None, editor: Editor | None = None
+) -> Method:
     """The method with its parameters, the strategy of `layers` turned into layers.
 
     Args:
         facts: of the model; without it, layers are left out.
+        editor: whose weights a calibration has to be of, and which may come with one.
     """
     params = config.params
     if isinstance(params.get("layers"), str):
-        chosen, depth = config.layers, facts.depth if facts else 1
-        layers = choose_layers(params.pop("layers"), depth, chosen.count, chosen.seed)
+        strategy = params.pop("layers")
+        layers = layers_of(replace(config.layers, strategy=strategy), facts, editor)
         if facts:
-            params["layers"] = layers or facts.representative_layers
+            params["layers"] = layers
     if params.get("layers"):
         params["layers"] = tuple(sorted(params["layers"]))  # a set, with one key
     method = make_method(config.method["name"], **params)
+    if config.cache["name"] != "none":
+        method = method + build_cache(config, facts, editor)
     if facts:
         try:
             method.prepare(facts)
         except ToPiError as error:
             raise ConfigError(str(error)) from error
     return method
+
+
+def build_cache(
+    config: Config, facts: ModelFacts | None = None, editor: Editor | None = None
+) -> TemporalCache:
+    """The temporal cache, with what is fitted for the model: from `cache.fit`, else known of it.
+
+    Raises:
+        ToPiError: the fit cannot be read, is of other weights, or not of this cache.
+    """
+    name, file = config.cache["name"], config.cache.get("fit")
+    params = {k: v for k, v in config.cache.items() if k not in ("name", "fit") and v is not None}
+    fitted = CACHES[name].fitted if name in CACHES else ()
+    known = dict(facts.temporal_cache.get(name, {})) if facts else {}
+    if file is not None:
+        fit = read_cache_fit(file)
+        known = (fit.caches_for(editor.fingerprint()) if editor else fit.caches).get(name, {})
+    if fitted and fitted[0] in params:  # the others belong to it
+        known = {}
+    return make_cache(name, **{**known, **params})
+
+
+def layers_of(
+    chosen: LayersConfig, facts: ModelFacts | None = None, editor: Editor | None = None
+) -> tuple[int, ...] | None:
+    """The layers of a strategy; None if none are representative of this model yet.
+
+    Representative are those of `layers.file`, else those that the configuration of the model names,
+    else those calibrated on the weights it ships with, else the published ones.
+
+    Raises:
+        ToPiError: the calibration cannot be read, or is of other weights.
+    """
+    depth = facts.depth if facts else 1
+    layers = choose_layers(chosen.strategy, depth, chosen.count, chosen.seed)
+    if layers is not None:
+        return layers
+    file = chosen.file
+    if file is None and editor is not None and editor.config.representative_layers is None:
+        shipped = editor.calibration_file
+        file = shipped if shipped and shipped.is_file() else None
+    if file is not None:
+        calibration = read_calibration(file)
+        return calibration.layers_for(editor.fingerprint()) if editor else calibration.layers
+    return facts.representative_layers if facts else None
 
 
 def load_data(config: DataConfig) -> MiniEdit | EditFolder:
@@ -126,9 +188,10 @@ def load_data(config: DataConfig) -> MiniEdit | EditFolder:
 
 def label_of(config: Config, method: Method) -> str:
     """A short name: the method, tau if it has one, and what else differs from its defaults."""
-    defaults = METHODS[method.name]().params | {"front_layers": config.model["front_layers"]}
-    defaults |= type(method).variants[method.name] | {"tau": None}
-    shown = {k: v for k, v in method.params.items() if v is not None and v != defaults[k]}
+    own = next((part for part in method.parts if part.name in METHODS), make_method("full"))
+    defaults = METHODS[own.name]().params | {"front_layers": config.model["front_layers"]}
+    defaults |= type(own).variants[own.name] | {"tau": None}
+    shown = {k: v for k, v in own.params.items() if v is not None and v != defaults[k]}
     strategy = config.method.get("layers")
     if isinstance(strategy, str):
         shown.pop("layers", None)
@@ -136,24 +199,36 @@ def label_of(config: Config, method: Method) -> str:
             shown["layers"] = f"random:{config.layers.seed}"
         elif strategy != "representative":
             shown["layers"] = strategy
-    return " ".join([method.name, *(f"{key}={_short(value)}" for key, value in shown.items())])
+        elif config.layers.file:
+            shown["layers"] = own.params["layers"]
+    if (cache := config.cache["name"]) != "none":
+        defaults = CACHES[cache]().params
+        given = {k: v for k, v in config.cache.items() if k in defaults and v is not None}
+        shown["cache"] = cache
+        shown |= {f"cache.{k}": v for k, v in given.items() if v != defaults[k]}
+        if file := config.cache.get("fit"):
+            shown["cache.fit"] = Path(file).stem
+    return " ".join([own.name, *(f"{key}={_short(value)}" for key, value in shown.items())])
+
+
+def full_run(config: Config, editor: Editor, data: MiniEdit | EditFolder) -> dict[str, Any]:
+    """All that the full-context outputs depend on."""
+    own = {f.name: getattr(editor.config, f.name) for f in fields(ModelConfig)}
+    return {
+        "schema": SCHEMA,
+        "model": {name: value for name, value in own.items() if name not in ELSEWHERE},
+        "weights": editor.fingerprint(),
+        "data": data.fingerprint(),
+        "seed": config.seed,
+        "device": editor.device_name,
+    }
 
 
 def describe(
     config: Config, editor: Editor, method: Method, data: MiniEdit | EditFolder, label: str
 ) -> dict[str, Any]:
     """The manifest of a cell. Its keys hash what the outputs depend on, and nothing else."""
-    own = {f.name: getattr(editor.config, f.name) for f in fields(ModelConfig)}
-    model = {name: value for name, value in own.items() if name not in ELSEWHERE}
-    device = _device(editor)
-    full = {
-        "schema": SCHEMA,
-        "model": model,
-        "weights": editor.fingerprint(),
-        "data": data.fingerprint(),
-        "seed": config.seed,
-        "device": device,
-    }
+    full = full_run(config, editor, data)
     full_key = f"{editor.name}-{digest(full)}"
     content = {
         "full": full_key,
@@ -175,27 +250,30 @@ def describe(
         "count": len(data),
         "weights": editor.fingerprint(),
         "data": data.fingerprint(),
-        **provenance(device, torch.get_num_threads()),
+        **provenance(
+            editor.device_name,
+            torch.get_num_threads(),
+            torch.cuda.device_count(),
+            torch.version.cuda,
+        ),
         "full": full,
         "config": asdict(config),
     }
 
 
+def open_editor(config: Config) -> Editor:
+    """The model, loaded once for all points of a sweep that run in this process."""
+    return _editor(json.dumps(config.model, sort_keys=True))
+
+
 @lru_cache(maxsize=1)
 def _editor(model: str) -> Editor:
-    """Loaded once for all points of a sweep that run in this process."""
     return load_editor(json.loads(model))
 
 
 @lru_cache(maxsize=2)
 def _metrics(lpips: bool) -> Metrics:
     return Metrics("cuda" if torch.cuda.is_available() else "cpu", lpips)
-
-
-def _device(editor: Editor) -> str:
-    """The name of the GPU, or "cpu"; numbers of different devices do not belong in one cell."""
-    device = editor.pipe._execution_device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _short(value: Any) -> str:

@@ -38,7 +38,7 @@ def run_point(composed: DictConfig) -> None:
 
         from topi.experiment import run  # loads torch, which a refusal need not wait for
 
-        run(config)
+        run(config, hydra.runtime.choices.get("experiment"))
     except ToPiError as error:
         if single:
             raise SystemExit(tell(error)) from error

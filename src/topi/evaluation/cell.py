@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from topi.data import EditSample
+from topi.errors import ToPiError
 from topi.evaluation.flops import FlopCounter
 from topi.evaluation.latency import interleaved
 from topi.evaluation.metrics import Metrics
@@ -104,6 +105,8 @@ def run_latency(
                         "repeat": had + pair.repeat,
                         "seconds_full": pair.seconds_full,
                         "seconds_method": pair.seconds_method,
+                        "scoring_seconds": sum(r.scoring_seconds for r in method.trace),
+                        "selection_seconds": sum(r.selection_seconds for r in method.trace),
                     }
                 )
                 advance(f"{sample.id}: {pair.seconds_full:.2f} s, {pair.seconds_method:.2f} s")
@@ -119,7 +122,12 @@ def latency_missing(cell: Cell, samples: Iterable[str], repeats: int) -> bool:
 def full_output(bench: Bench, sample: EditSample) -> Image.Image:
     """The full-context output of a sample: computed once, then read, by whatever cell needs it."""
     with bench.full.claim():
-        image = bench.full.image(sample.id)
+        try:
+            image = bench.full.image(sample.id)
+        except ToPiError as error:
+            log.warning("%s; computing it again", error)
+            bench.full.set_aside(sample.id)
+            image = None
         if image is None:
             image = bench.editor.edit(sample, bench.seed)
             bench.full.add(sample.id, image, sample.references)
@@ -129,18 +137,20 @@ def full_output(bench: Bench, sample: EditSample) -> Image.Image:
 def trace_facts(trace: Sequence[CallRecord]) -> dict[str, Any]:
     """What a row tells of a trace.
 
-    `keep_ratio` is the mean over all model calls, `pruned_keep_ratio` over those that dropped
-    tokens (None if none did); `*_calls` count calls.
+    `keep_ratio` is the mean over all computed model calls, `pruned_keep_ratio` over those that
+    dropped tokens (None if none did); `*_calls` count calls.
     """
+    ran = [record for record in trace if not record.skipped]
     pruned = [record for record in trace if record.kept is not None]
     return {
-        "keep_ratio": fmean(record.keep_ratio for record in trace) if trace else 1.0,
+        "keep_ratio": fmean(record.keep_ratio for record in ran) if ran else 1.0,
         "pruned_keep_ratio": fmean(record.keep_ratio for record in pruned) if pruned else None,
         "n_reference": trace[0].n_reference if trace else 0,
         "calls": len(trace),
         "anchor_calls": sum(record.anchor for record in trace),
         "pruned_calls": len(pruned),
         "merged_calls": sum(bool(record.merged) for record in trace),
+        "skipped_calls": len(trace) - len(ran),
         "scoring_seconds": sum(record.scoring_seconds for record in trace),
         "selection_seconds": sum(record.selection_seconds for record in trace),
     }
@@ -149,7 +159,7 @@ def trace_facts(trace: Sequence[CallRecord]) -> dict[str, Any]:
 def mask_of(trace: Sequence[CallRecord]) -> dict[str, Any] | None:
     """The tokens that each anchor chose, by branch; None if nothing was dropped.
 
-    An anchor itself runs on all tokens, so its choice is what the branch's next pruned call kept
+    An anchor itself runs on all tokens, so its choice is what the branch's next computed call kept
     (None: all).
     """
     if all(record.kept is None for record in trace):
@@ -157,7 +167,9 @@ def mask_of(trace: Sequence[CallRecord]) -> dict[str, Any] | None:
     anchors = []
     for position, record in enumerate(trace):
         if record.anchor:
-            after = (r for r in trace[position + 1 :] if r.branch == record.branch)
+            after = (
+                r for r in trace[position + 1 :] if r.branch == record.branch and not r.skipped
+            )
             following = next(after, None)
             kept = following.kept if following and not following.anchor else None
             anchors.append({"step": record.step, "branch": record.branch, "kept": kept})

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,48 @@ def write(path: Path, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
+            _sync(path.parent)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
 
 
+def _sync(folder: Path) -> None:
+    """Wait until the names in a folder are on disk: they are lost with a node otherwise."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checked_name(name: Any) -> str:
+    """A key or an id that becomes a part of a path: whoever wrote it, it stays in its folder.
+
+    Raises:
+        ToPiError: it is not one plain name.
+    """
+    if (
+        not isinstance(name, str)
+        or name in ("", ".", "..")
+        or len(name) > 200
+        or any(character in name for character in "/\\\0")
+    ):
+        raise ToPiError(
+            f"{name!r} cannot name a file: what it is from, a store or a data set, is broken."
+        )
+    return name
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write plain data as readable JSON, in one step."""
     write(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write records as lines of JSON, in one step."""
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    write(path, "".join(lines).encode())
 
 
 def write_image(path: Path, image: Image.Image) -> None:
@@ -91,29 +125,53 @@ def append(path: Path, record: dict[str, Any]) -> None:
             raise
 
 
+def scan_lines(path: Path) -> tuple[list[dict[str, Any] | None], int]:
+    """`read_lines`, with None for every damaged line."""
+    if not path.is_file():
+        return [], 0
+    *lines, rest = path.read_bytes().split(b"\n")
+    return [_record(line) for line in lines], len(rest)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The records of a file of JSON lines, and the bytes of a torn last line (0: none is torn).
 
     Raises:
         ToPiError: a line before the last is damaged.
     """
-    if not path.is_file():
-        return [], 0
-    *lines, rest = path.read_bytes().split(b"\n")
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise ToPiError(
-                f"Line {number} of {path} is damaged: delete its folder and run again."
-            ) from error
-    return records, len(rest)
+    records, torn = scan_lines(path)
+    if None in records:
+        raise ToPiError(
+            f"Line {records.index(None) + 1} of {path} is damaged: run its cell again, which sets "
+            "it aside and computes it anew."
+        )
+    return records, torn
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object of JSON.
+
+    Raises:
+        ToPiError: the file is damaged.
+    """
+    if (record := _record(path.read_bytes())) is None:
+        raise ToPiError(
+            f"{path} is damaged: run its cell again, which sets it aside and computes it anew."
+        )
+    return record
 
 
 def drop_torn_line(path: Path) -> bool:
     """Cut off a last line that a killed process left unfinished. True if there was one."""
-    torn = read_lines(path)[1]
+    torn = scan_lines(path)[1]
     if torn:
         with _writing(path):
             os.truncate(path, path.stat().st_size - torn)

@@ -6,12 +6,14 @@
                 images/<sample>.png, masks/<sample>.json
                 failed.json       why the latest attempt ended, if it did
                 complete.json     written last
+                quarantine/<n>/   what was found damaged, and has been computed again
     full/<key>/manifest.json, images/<sample>.png, references/<sample>_<i>.png
                full-context outputs, shared by all cells of a model, its data and a seed
 
 A picture and a mask are on disk before their row, so a row says that its sample is done.
 """
 
+import glob
 import json
 import logging
 from collections import Counter
@@ -27,13 +29,15 @@ from PIL import Image
 
 from topi.errors import ToPiError
 from topi.results import files
+from topi.results.mend import mend
+from topi.results.provenance import differences
 
 log = logging.getLogger(__name__)
 
 CELL_COLUMNS = ("cell", "model", "method", "label", "params")
 ROW_COLUMNS = ("sample", "index", "category", "task", "instruction", "seed")
 ROW_COLUMNS += ("psnr", "ssim", "lpips", "keep_ratio", "flop_speedup")
-PROVENANCE = ("git", "versions", "device")  # of the manifest
+PROVENANCE = ("git", "code", "lock", "versions", "device", "job")  # of the manifest
 LATENCY_COLUMNS = ("cell", "sample", "repeat", "seconds_full", "seconds_method")
 
 
@@ -51,7 +55,16 @@ class Cell:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """What the cell is: config, provenance, `count` of samples, `full_key`, ..."""
-        return _read_json(self.path / "manifest.json")
+        return files.read_json(self.path / "manifest.json")
+
+    @property
+    def damage(self) -> str | None:
+        """What makes it unreadable, if anything does."""
+        try:
+            _ = self.manifest, self.rows, self.latency
+        except ToPiError as error:
+            return str(error)
+        return None
 
     @property
     def labels(self) -> list[str]:
@@ -61,7 +74,10 @@ class Cell:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The finished samples, in the order in which they came."""
-        return files.read_lines(self.path / "rows.jsonl")[0]
+        rows = files.read_lines(self.path / "rows.jsonl")[0]
+        for row in rows:
+            files.checked_name(row.get("sample"))  # it names files
+        return rows
 
     @property
     def latency(self) -> list[dict[str, Any]]:
@@ -75,13 +91,15 @@ class Cell:
 
     @property
     def state(self) -> str:
-        """`complete`, `failed: why`, or `running n/N` and `partial n/N` of its samples."""
+        """`complete`, `failed: why`, `running n/N` and `partial n/N` of its samples, `damaged`."""
+        if self.damage:
+            return f"damaged: {self.damage}"
         if self.complete:
             return "complete"
         running = files.is_locked(self.path / ".lock")
         failed = self.path / "failed.json"
         if failed.is_file() and not running:
-            return f"failed: {_read_json(failed)['message']}"
+            return f"failed: {files.read_json(failed).get('message')}"
         word = "running" if running else "partial"
         return f"{word} {len(self.rows)}/{self.manifest['count']}"
 
@@ -89,25 +107,38 @@ class Cell:
         """Yields whether this process may write to the cell."""
         return files.lock(self.path / ".lock")
 
-    def start(self, manifest: Mapping[str, Any]) -> None:
+    def start(self, manifest: Mapping[str, Any], mixed: bool = False) -> None:
         """Write the manifest, or on a later attempt note in it under which conditions it resumes.
 
-        The rows of an earlier attempt stay; only a last line that it could not finish is dropped.
+        What an earlier attempt recorded stays; `mend` says what does not.
+
+        Args:
+            manifest: of this attempt.
+            mixed: resume also with other code or versions than before.
+
+        Raises:
+            ToPiError: the cell has rows of other code or versions, or from the future.
         """
         path = self.path / "manifest.json"
-        if path.is_file():
-            known = _read_json(path)
-            first, now = ({name: m[name] for name in PROVENANCE} for m in (known, manifest))
-            later = known.get("resumed", [])
-            if now not in [first, *later]:
-                files.write_json(path, known | {"resumed": [*later, now]})
-        else:
-            files.write_json(path, dict(manifest))
+        known = mend(self.path)
         self.__dict__.pop("manifest", None)  # not cached from before
+        done = len(self.rows)
+        if known is None or not (done or self.latency):
+            files.write_json(path, dict(manifest))
+        else:
+            attempts = [known, *(known | attempt for attempt in known.get("resumed", []))]
+            if (changed := differences(attempts[-1], manifest)) and not mixed:
+                raise ToPiError(
+                    f"{self.key} was begun under other conditions ({'; '.join(changed)}): finish "
+                    "it under the same, begin anew with store=PATH, or allow the mixture with "
+                    "resume=any."
+                )
+            now = {name: manifest.get(name) for name in PROVENANCE}
+            now = {name: value for name, value in now.items() if value != known.get(name)}
+            now |= {"created": manifest.get("created"), "rows": done, "changed": changed}
+            files.write_json(path, known | {"resumed": [*known.get("resumed", []), now]})
+        self.__dict__.pop("manifest", None)
         self.add_label(manifest["label"])
-        for name in ("rows.jsonl", "latency.jsonl"):
-            if files.drop_torn_line(self.path / name):
-                log.warning("%s: dropped an unfinished last line of %s", self.key, name)
         (self.path / "failed.json").unlink(missing_ok=True)
         (self.path / "complete.json").unlink(missing_ok=True)
 
@@ -118,14 +149,14 @@ class Cell:
         """
         if label not in self.labels:
             path = self.path / "manifest.json"
-            files.write_json(path, _read_json(path) | {"labels": [*self.labels, label]})
+            files.write_json(path, files.read_json(path) | {"labels": [*self.labels, label]})
             self.__dict__.pop("manifest", None)
 
     def add_row(
         self, row: Mapping[str, Any], image: Image.Image, mask: Mapping[str, Any] | None
     ) -> None:
         """Record a finished sample. `mask`: the kept tokens at each anchor, if any were dropped."""
-        name = row["sample"]
+        name = files.checked_name(row["sample"])
         files.write_image(self.path / "images" / f"{name}.png", image)
         if mask is not None:
             files.write(self.path / "masks" / f"{name}.json", json.dumps(mask).encode())
@@ -176,16 +207,26 @@ class FullOutputs:
 
     def image(self, sample: str) -> Image.Image | None:
         """The output, or None if it is not there yet."""
-        path = self.path / "images" / f"{sample}.png"
+        path = self._image(sample)
         return files.read_image(path) if path.is_file() else None
+
+    def set_aside(self, sample: str) -> None:
+        """Take a damaged output out of the way."""
+        path = self._image(sample)
+        path.replace(path.with_suffix(".damaged"))
+
+    def _image(self, sample: str) -> Path:
+        return self.path / "images" / f"{files.checked_name(sample)}.png"
 
     def references(self, sample: str) -> list[Image.Image]:
         """The references of a sample that is there."""
-        paths = (self.path / "references").glob(f"{sample}_*.png")
+        name = glob.escape(files.checked_name(sample))
+        paths = (self.path / "references").glob(f"{name}_*.png")
         return [files.read_image(path) for path in sorted(paths)]
 
     def add(self, sample: str, image: Image.Image, references: Iterable[Image.Image]) -> None:
         """Keep an output, its references first."""
+        files.checked_name(sample)
         for number, reference in enumerate(references):
             files.write_image(self.path / "references" / f"{sample}_{number}.png", reference)
         files.write_image(self.path / "images" / f"{sample}.png", image)
@@ -203,16 +244,25 @@ class Store:
 
     def cell(self, key: str) -> Cell:
         """The cell of this key, there or not."""
-        return Cell(self.root / "cells" / key)
+        return Cell(self.root / "cells" / files.checked_name(key))
 
     def full(self, key: str) -> FullOutputs:
         """The full-context outputs of this key, there or not."""
-        return FullOutputs(self.root / "full" / key)
+        return FullOutputs(self.root / "full" / files.checked_name(key))
 
     def load_cells(self) -> list[Cell]:
-        """All cells that have a manifest, oldest first."""
-        cells = [Cell(path.parent) for path in self.root.glob("cells/*/manifest.json")]
-        return sorted(cells, key=lambda cell: (cell.manifest.get("created", ""), cell.key))
+        """All cells that have a readable manifest, oldest first."""
+        cells = []
+        for cell in self.find_cells():
+            try:
+                cells.append((str(cell.manifest.get("created", "")), cell.key, cell))
+            except ToPiError as error:
+                log.warning("left out: %s", error)
+        return [cell for *_, cell in sorted(cells, key=lambda entry: entry[:2])]
+
+    def find_cells(self) -> list[Cell]:
+        """All cells that have a manifest, damaged ones too, by key."""
+        return [Cell(path.parent) for path in sorted(self.root.glob("cells/*/manifest.json"))]
 
     def rows(self) -> pd.DataFrame:
         """One line per cell and sample: `CELL_COLUMNS`, `ROW_COLUMNS`, and what else rows hold."""
@@ -232,10 +282,3 @@ def _frame(lines: list[dict[str, Any]], columns: tuple[str, ...]) -> pd.DataFram
     frame = pd.DataFrame(lines)
     more = [name for name in frame.columns if name not in columns]
     return frame.reindex(columns=[*columns, *more])
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ToPiError(f"{path} is damaged: delete its folder and run again.") from error
