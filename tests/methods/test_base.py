@@ -89,15 +89,6 @@ class TestAttentionProbe:
         assert received.shape == (2, 64)
         assert float(received.sum(1).mean() / 64) == pytest.approx(probe.mass[0, "cond", 2][0])
 
-    def test_representative_layers_are_the_most_sensitive(self):
-        probe = AttentionProbe()
-        shares = {0: 0.1, 1: 0.4, 2: 0.3, 3: 0.2}
-        for layer, share in shares.items():
-            probe.mass[0, "cond", layer] = [share, share]
-            probe.mass[1, "cond", layer] = [share + 0.1, share + 0.1]
-        assert probe.sensitivity() == pytest.approx({k: v + 0.05 for k, v in shares.items()})
-        assert probe.representative_layers(2) == (1, 2)
-
     def test_layers_out_of_range(self, flux):
         with pytest.raises(ToPiError, match=r"layers \[9\]"), AttentionProbe(layers=(9,))(flux[0]):
             pass

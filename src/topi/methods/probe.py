@@ -1,12 +1,12 @@
-"""Watch how a model attends to its references, for calibration and model cards."""
+"""Watch how a model attends to its references, for calibration and Figs. 1-3."""
 
 from dataclasses import dataclass, field
-from statistics import fmean
 
 from torch import Tensor
 
 from topi.engine.attention import context_sensitivity, reference_attention
 from topi.methods.base import Call, Method, check_layers
+from topi.methods.topi import value_norms
 from topi.models import ModelFacts
 
 Key = tuple[int, str, int]
@@ -21,26 +21,28 @@ class AttentionProbe(Method):
 
     Args:
         layers: the layers to look at, None for all.
-        maps: also keep the attention each reference token receives.
+        maps: also keep what each reference token receives and its influence.
 
     Attributes:
         mass: (step, branch, layer) -> for each pipeline call, the share of the target tokens'
             attention that goes to the references (mean over heads, target tokens and batch).
         received: (step, branch, layer) -> for each pipeline call, [B, |C|]: sum_i A_ij, mean over
             heads; empty unless `maps`.
+        influence: the same of the layer's term of Eq. 9, [B, |C|]: sum_h ||v_jh|| sum_i A_ijh.
     """
 
     layers: tuple[int, ...] | None = None
     maps: bool = False
     mass: dict[Key, list[float]] = field(default_factory=dict, init=False, repr=False)
     received: dict[Key, list[Tensor]] = field(default_factory=dict, init=False, repr=False)
+    influence: dict[Key, list[Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def prepare(self, model: ModelFacts) -> None:
         """Start a new collection."""
         self._layers = check_layers(
             range(model.depth) if self.layers is None else self.layers, model
         )
-        self.mass, self.received = {}, {}
+        self.mass, self.received, self.influence = {}, {}, {}
 
     def attend(
         self, call: Call, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
@@ -54,15 +56,5 @@ class AttentionProbe(Method):
         self.mass.setdefault(where, []).append(float(sensitivity.mean()))
         if self.maps:
             self.received.setdefault(where, []).append(attention.mean(1).cpu())
-
-    def sensitivity(self) -> dict[int, float]:
-        """S of each layer: the mean of its `mass` over calls, steps and branches (Eq. 4)."""
-        values: dict[int, list[float]] = {}
-        for (_, _, layer), shares in self.mass.items():
-            values.setdefault(layer, []).extend(shares)
-        return {layer: fmean(shares) for layer, shares in sorted(values.items())}
-
-    def representative_layers(self, count: int = 3) -> tuple[int, ...]:
-        """The `count` layers of highest sensitivity, ascending (Eq. 5)."""
-        ranked = sorted((-share, layer) for layer, share in self.sensitivity().items())
-        return tuple(sorted(layer for _, layer in ranked[:count]))
+            terms = value_norms(value, call.layout) * attention
+            self.influence.setdefault(where, []).append(terms.sum(1).cpu())
