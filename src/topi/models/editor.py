@@ -88,6 +88,21 @@ class Editor:
         """Names the weights: their hash, or the hub id with its revision."""
         return self._fingerprint
 
+    @property
+    def device_name(self) -> str:
+        """The name of the GPU it runs on, or "cpu"."""
+        device = self.pipe._execution_device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+    @property
+    def calibration_file(self) -> Path | None:
+        """Where a calibration that is shipped with the weights lies; None if nothing is shipped."""
+        if self.config.source != "standin":
+            return None
+        from topi.models.standin import weights_folder
+
+        return weights_folder(self.config.options.get("weights", self.name)) / "calibration.json"
+
     def arguments(self, sample: EditSample, seed: int) -> dict[str, Any]:
         """The keyword arguments of the pipeline call for this sample."""
         config = self.config
