@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 
@@ -11,11 +12,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.progress import track
 
 from topi.data import CATEGORIES, EditSample, MiniEdit
-from topi.evaluation.calibration import calibrate
+from topi.evaluation.calibration import calibrate, ship
 from topi.evaluation.held_out import held_out_rows, psnr
 from topi.methods import make_method
 from topi.models.editor import Editor, ModelConfig, load_editor
 from topi.models.standin import weights_folder
+from topi.results.calibration import Calibration
 
 TAUS = (0.8, 0.85, 0.9)
 #: What keeps half of the reference tokens, and how: the paper's score, its ablations, the floors.
@@ -95,11 +97,25 @@ def pruning(editor: Editor, samples: Sequence[EditSample], front_layers: int) ->
     }
 
 
-def measure(editor: Editor, held_out: int = 256, calibration: int = 48, samples: int = 32) -> dict:
-    """All measured parts of the card; calibrates first, and leaves the layers registered."""
+def attention(calibration: Calibration) -> dict:
+    """What the card tells of a calibration; calibration.json has the rest."""
+    overall, categories = calibration.overall, calibration.by_category
+    return {
+        "samples": overall.samples,
+        "layers": list(overall.layers),
+        "by_layer": list(overall.by_layer),
+        "by_step": list(overall.by_step),
+        "by_category": {name: list(each.by_layer) for name, each in categories.items()},
+        "stability": asdict(calibration.stability),
+    }
+
+
+def measure(
+    editor: Editor, calibration: Calibration, held_out: int = 256, samples: int = 32
+) -> dict:
+    """All measured parts of the card; leaves the calibrated layers registered."""
     size = editor.config.height
-    calibrated = calibrate(editor, list(_take(MiniEdit("calibration", size), calibration)))
-    editor.transformer.register_to_config(representative_layers=list(calibrated.layers))
+    editor.transformer.register_to_config(representative_layers=list(calibration.layers))
     evaluation = MiniEdit("evaluation", size)
     rows = held_out_rows(editor, _take(evaluation, held_out))
     return {
@@ -109,7 +125,7 @@ def measure(editor: Editor, held_out: int = 256, calibration: int = 48, samples:
         "steps": editor.steps,
         "size": size,
         "quality": quality(rows),
-        "calibration": calibrated.as_dict(),
+        "calibration": attention(calibration),
         "pruning": pruning(editor, list(_take(evaluation, samples)), editor.config.front_layers),
     }
 
@@ -129,18 +145,15 @@ def render(card: Mapping, recipe: Mapping) -> str:
     return templates.get_template("model_card.md.j2").render(card=card, recipe=recipe)
 
 
-def write(card: Mapping, folder: Path) -> None:
-    """card.json and README.md beside the weights; config.json learns the calibrated layers.
+def write(card: Mapping, calibration: Calibration, folder: Path) -> None:
+    """card.json, README.md and the calibration beside the weights.
 
     The recipe of the training run is read from `folder/recipe.json`.
     """
     recipe = json.loads((folder / "recipe.json").read_text())
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     (folder / "README.md").write_text(render(card, recipe))
-    config = folder / "config.json"
-    settings = json.loads(config.read_text())
-    settings["representative_layers"] = list(card["calibration"]["layers"])
-    config.write_text(json.dumps(settings, indent=2) + "\n")
+    ship(calibration, folder)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -154,8 +167,10 @@ def main(argv: list[str] | None = None) -> None:
     config = ModelConfig(
         "kontext_standin", "kontext", "standin", args.steps, height=128, width=128, front_layers=2
     )
-    card = measure(load_editor(config), args.held_out, args.calibration, args.samples)
-    write(card, weights_folder())
+    editor = load_editor(config)
+    data = MiniEdit("calibration", config.height, args.calibration)
+    calibration = calibrate(editor, data, more={"data": data.fingerprint()})
+    write(measure(editor, calibration, args.held_out, args.samples), calibration, weights_folder())
     print(f"wrote {weights_folder() / 'README.md'}")
 
 
