@@ -10,7 +10,7 @@ import pandas as pd
 
 from topi.report.statistics import Estimate
 from topi.report.suite import Run, Suite, best_suites, suites
-from topi.report.text_table import Text, TextTable
+from topi.report.text_table import Text, TextTable, to_markdown
 from topi.results.probe import ProbeRun, load_probes
 from topi.results.store import Store
 
@@ -21,6 +21,8 @@ REPRODUCED, CONTRADICTED, INCONCLUSIVE, UNTESTABLE = (
     "not testable here",
 )
 VERDICTS = (REPRODUCED, CONTRADICTED, INCONCLUSIVE, UNTESTABLE)
+FEWEST = 4
+"""With fewer samples than this nothing is decided: a bootstrap of so few knows no spread."""
 ARITHMETIC = "arithmetic, no model"
 """In place of a model, for claims that follow from formulas."""
 
@@ -35,6 +37,8 @@ class Comparison:
         unit: printed after the numbers.
         margin: how far below zero still counts as equal, for a claim of "at least as good".
         cells: keys behind it.
+        headline: whether a reader should see it in any case.
+        exact: it was computed, not estimated from samples.
     """
 
     what: str
@@ -42,12 +46,16 @@ class Comparison:
     unit: str = ""
     margin: float = 0.0
     cells: tuple[str, ...] = ()
+    headline: bool = True
+    exact: bool = False
 
     @property
     def verdict(self) -> str:
         """Reproduced if the whole interval is above minus the margin, contradicted if below."""
         if not self.estimate.n:
             return UNTESTABLE
+        if self.estimate.n < FEWEST and not self.exact:
+            return INCONCLUSIVE
         if self.estimate.low > -self.margin:
             return REPRODUCED
         return CONTRADICTED if self.estimate.high < -self.margin else INCONCLUSIVE
@@ -58,8 +66,10 @@ class Comparison:
         if not e.n:
             return f"{self.what}: no numbers"
         digits = 2 if max(abs(e.value), abs(e.low), abs(e.high)) >= 0.1 else 4
-        numbers = f"{e.value:+.{digits}f}{self.unit} [{e.low:+.{digits}f}, {e.high:+.{digits}f}]"
-        return f"{self.what}: {numbers}, n={e.n}"
+        value = f"{self.what}: {e.value:+.{digits}f}{self.unit}"
+        return (
+            value if self.exact else f"{value} [{e.low:+.{digits}f}, {e.high:+.{digits}f}], n={e.n}"
+        )
 
 
 @dataclass(frozen=True)
@@ -77,23 +87,23 @@ class Finding:
 
     @property
     def telling(self) -> list[Comparison]:
-        """The comparisons that a reader should see: the first, and the worst of the others."""
-        with_numbers = [c for c in self.comparisons if c.estimate.n]
-        if len(with_numbers) < 3:
-            return with_numbers
-        order = (CONTRADICTED, INCONCLUSIVE, REPRODUCED)
-        worst = min(
-            with_numbers[1:], key=lambda c: (order.index(c.verdict), c.estimate.high + c.margin)
-        )
-        return [with_numbers[0], worst]
+        """What a reader should see: the headlines, and the worst of the others that do not hold."""
+        shown = [c for c in self.comparisons if c.headline and c.estimate.n]
+        others = [c for c in self.comparisons if not c.headline and c.estimate.n]
+        for verdict in (CONTRADICTED, INCONCLUSIVE):
+            if worst := [c for c in others if c.verdict == verdict]:
+                return [*shown, min(worst, key=lambda c: c.estimate.value)]
+        return shown
 
     @property
     def tally(self) -> str:
-        """How many comparisons came out how."""
+        """How many comparisons came out how; empty where that decides nothing."""
+        if self.verdict == UNTESTABLE or len(self.comparisons) < 2:
+            return ""
         counts = {v: sum(c.verdict == v for c in self.comparisons) for v in VERDICTS}
         words = ("hold", "are reversed", "are unclear", "have no numbers")
         told = [f"{n} {word}" for n, word in zip(counts.values(), words, strict=True) if n]
-        return f"of {len(self.comparisons)} comparisons {', '.join(told)}" if told else ""
+        return f"Of {len(self.comparisons)} comparisons {', '.join(told)}."
 
 
 def decide(comparisons: Iterable[Comparison], reason: str = "") -> Finding:
@@ -133,6 +143,11 @@ class Evidence:
             return self.suites[-1].stand_in
         return self.probe is not None and self.probe.manifest.get("source") != "hub"
 
+    @property
+    def several(self) -> bool:
+        """Is it a model for several references?"""
+        return any(suite.kind == "qwen_edit_plus" for suite in self.suites)
+
     def suite(self, labels: Sequence[str]) -> Suite | None:
         """The suite that has most of these cells."""
         return next(iter(best_suites(self.suites, labels)), None)
@@ -155,18 +170,20 @@ class Claim:
         statement: what the paper says.
         where: in which section.
         test: what decides it here.
-        judge: from the evidence of a model to a finding; None if the claim does not apply to it.
+        judge: from the evidence of a model to a finding.
         remark: what else a reader should know, such as where the paper contradicts itself.
         arithmetic: it needs no model.
+        several: it is about models that take several references; the others are not.
     """
 
     name: str
     statement: str
     where: str
     test: str
-    judge: Callable[[Evidence], Finding | None]
+    judge: Callable[[Evidence], Finding]
     remark: str = ""
     arithmetic: bool = False
+    several: bool = False
 
 
 @dataclass(frozen=True)
@@ -196,8 +213,9 @@ def judge_all(claims: Iterable[Claim], evidence: Sequence[Evidence]) -> list[Jud
         if claim.arithmetic:
             findings = {ARITHMETIC: claim.judge(Evidence(ARITHMETIC))}
         else:
-            findings = {each.model: claim.judge(each) for each in evidence}
-        judged.append(Judged(claim, {m: f for m, f in findings.items() if f is not None}))
+            about = [each for each in evidence if each.several == claim.several]
+            findings = {each.model: claim.judge(each) for each in about}
+        judged.append(Judged(claim, findings))
     return judged
 
 
@@ -239,12 +257,10 @@ def claims_table(judged: Sequence[Judged]) -> TextTable:
     )
 
 
-def to_markdown(judged: Sequence[Judged], findings_file: Path | None = None) -> str:
+def claims_markdown(judged: Sequence[Judged], notes_file: Path | None = None) -> str:
     """The claims page: the overview, then every claim with its test and its numbers."""
-    from topi.report.text_table import to_markdown as table_text
-
-    notes = read_notes(findings_file)
-    parts = ["# Claims of the paper\n", RULES, table_text(claims_table(judged))]
+    notes = read_notes(notes_file)
+    parts = ["# Claims of the paper\n", RULES, to_markdown(claims_table(judged))]
     for each in judged:
         claim = each.claim
         parts.append(f"## {claim.name}\n\n{claim.statement} ({claim.where})\n\nTest: {claim.test}")
@@ -253,8 +269,8 @@ def to_markdown(judged: Sequence[Judged], findings_file: Path | None = None) -> 
         if claim.name in notes:
             parts.append(f"Looked into: {notes[claim.name]}")
         for model, finding in each.findings.items():
-            tally = f"({finding.tally})" if finding.tally else ""
-            lines = [f"- **{model}: {finding.verdict}.** {finding.reason} {tally}".rstrip()]
+            words = [f"- **{model}: {finding.verdict}.**", finding.reason, finding.tally]
+            lines = [" ".join(filter(None, words))]
             lines += [f"  - {comparison}" for comparison in finding.telling]
             if finding.cells:
                 lines.append("  - cells: " + ", ".join(f"`{key}`" for key in finding.cells))

@@ -11,7 +11,7 @@ import pandas as pd
 
 from topi.report.artefacts import CURVES, OURS, Sheet
 from topi.report.paper_values import paper_values, printed
-from topi.report.statistics import Estimate, bootstrap
+from topi.report.statistics import Estimate, bootstrap, paired
 from topi.report.suite import SCORES, Run, Suite
 from topi.report.tables import CATEGORIES, COLUMNS, Column, category_title
 from topi.report.text_table import Text, TextTable
@@ -31,7 +31,7 @@ def categories(suite_runs: list[Run]) -> list[str]:
 def measure(run: Run, name: str, category: str | None) -> Estimate:
     """A column of a run: a mean over samples, for the measured speed-up the median."""
     if name == "speedup":
-        return bootstrap(run.ratios(category), np.median)
+        return run.speedup(category)
     return run.mean(name, category)
 
 
@@ -150,7 +150,9 @@ def _notes(sheet: Sheet, suite: Suite, frame: pd.DataFrame) -> list[str]:
     if frame["infinite"].any():
         notes.append("* outputs equal to the full one have an infinite PSNR and are left out.")
     states = frame.loc[frame["state"] != "complete"].groupby("method", sort=False)["state"].first()
-    notes += [f"{method} is not complete: {state}." for method, state in states.items()]
+    if len(states):
+        told = ", ".join(f"{method} ({state})" for method, state in states.items())
+        notes.append(f"Not complete, so without numbers: {told}.")
     return notes
 
 
@@ -247,8 +249,7 @@ def equal_speed(
     default = measure(suite.run(OURS), speed, category).value
     at = float(np.clip(default if np.isfinite(default) else low, low, high))
     one, two = (at_speed(curve, at) for curve in curves)
-    both = pd.concat([one, two], axis=1).replace([inf, -inf], nan).dropna()
-    return at, bootstrap(both.iloc[:, 0] - both.iloc[:, 1])
+    return at, paired(one, two)
 
 
 def equal_speed_table(suite: Suite) -> TextTable:

@@ -45,16 +45,18 @@ def printed(
         metric: psnr, ssim, lpips or speed.
         model: the paper's name; Tables 2 to 5 are of Flux.1-Kontext alone.
     """
-    table = paper_values(artefact)
-    if metric not in table:
-        return ""
-    mine = (table["category"].map(category_of) == category) & (table["method"] == method)
-    if "model" in table:
-        mine &= table["model"] == model
-    elif model != "Flux.1-Kontext":
-        return ""
-    found = table.loc[mine, metric]
-    return found.iloc[0] if len(found) else ""
+    line = _lines(artefact).get((category, method, model or ""), {})
+    return line.get(metric, "")
+
+
+@cache
+def _lines(artefact: str) -> dict[tuple[str, str, str], dict[str, str]]:
+    """(category, method, model) -> the line of the table."""
+    lines = paper_values(artefact).to_dict("records")
+    return {
+        (category_of(line["category"]), line["method"], line.get("model", "Flux.1-Kontext")): line
+        for line in lines
+    }
 
 
 def quantity(artefact: str, name: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf, nan
 
 import numpy as np
@@ -45,10 +46,16 @@ def bootstrap(
     if not len(finite):
         value = inf if infinite else nan
         return Estimate(value, value, value, 0, infinite)
-    draws = np.random.default_rng(seed).integers(len(finite), size=(RESAMPLES, len(finite)))
+    drawn = statistic(finite[_draws(len(finite), seed)], axis=1)
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(statistic(finite[draws], axis=1), [tail, 1 - tail])
+    low, high = np.quantile(drawn, [tail, 1 - tail])
     return Estimate(float(statistic(finite)), float(low), float(high), len(finite), infinite)
+
+
+@lru_cache(maxsize=16)
+def _draws(n: int, seed: int) -> np.ndarray:
+    """Which of `n` values each resample takes: [RESAMPLES, n]."""
+    return np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
 
 
 def speedup(latency: pd.DataFrame) -> Estimate:
@@ -69,8 +76,10 @@ def paired_difference(rows: pd.DataFrame, label: str, other: str, metric: str) -
 
 def paired(one: pd.Series, other: pd.Series) -> Estimate:
     """Mean of `one` minus `other` over the samples (the index) that have both finite."""
-    both = pd.DataFrame({"one": one, "other": other}).replace([inf, -inf], nan).dropna()
-    return bootstrap(both["one"] - both["other"])
+    shared = one.index.intersection(other.index)
+    with np.errstate(invalid="ignore"):  # inf - inf, which is left out
+        difference = one[shared].to_numpy(float) - other[shared].to_numpy(float)
+    return bootstrap(difference[np.isfinite(difference)])
 
 
 def unpaired(one: ArrayLike, other: ArrayLike, seed: int = 0) -> Estimate:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from topi.errors import ToPiError
@@ -107,17 +108,38 @@ class Run:
 
     def values(self, name: str, category: str | None = None) -> pd.Series:
         """A number of every sample, by sample; of one category or of all (None)."""
-        return _inside(self.samples, category)[name].astype(float)
+        return self._once(
+            ("values", name, category),
+            lambda: _inside(self.samples, category)[name].astype(float),
+        )
 
     def mean(self, name: str, category: str | None = None) -> Estimate:
         """Mean over samples with its bootstrap interval."""
-        return bootstrap(self.values(name, category))
+        key = ("mean", name, category)
+        return self._once(key, lambda: bootstrap(self.values(name, category)))
 
     def ratios(self, category: str | None = None) -> pd.Series:
         """Measured speed-up of each sample: the median over its pairs of full / method."""
+        return self._once(("ratios", category), lambda: self._ratios(category))
+
+    def speedup(self, category: str | None = None) -> Estimate:
+        """Median of `ratios` with its bootstrap interval."""
+        key = ("speedup", category)
+        return self._once(key, lambda: bootstrap(self.ratios(category), np.median))
+
+    def _ratios(self, category: str | None) -> pd.Series:
         pairs = _inside(self.latency, category)
         ratio = (pairs["seconds_full"] / pairs["seconds_method"]).astype(float)
         return ratio.groupby(pairs["sample"]).median()
+
+    def _once(self, key: tuple, compute: Callable[[], Any]) -> Any:
+        if key not in self._known:
+            self._known[key] = compute()
+        return self._known[key]
+
+    @cached_property
+    def _known(self) -> dict[tuple, Any]:
+        return {}
 
     def minus(self, other: Run, name: str, category: str | None = None) -> Estimate:
         """Mean difference to another run over the samples both have, paired."""
@@ -188,6 +210,15 @@ class Suite:
 
     def run(self, *labels: str) -> Run:
         """The run of these labels; several are averaged, sample by sample."""
+        if labels not in self._runs:
+            self._runs[labels] = self._run(labels)
+        return self._runs[labels]
+
+    @cached_property
+    def _runs(self) -> dict[tuple[str, ...], Run]:
+        return {}
+
+    def _run(self, labels: tuple[str, ...]) -> Run:
         states = {label: self.state(label) for label in labels}
         missing = {label: state for label, state in states.items() if state != "complete"}
         entries = (self._entries[identity(label)] for label in labels if label not in missing)
