@@ -199,9 +199,11 @@ class TestRepresentativeLayers:
         assert adapter_for(tiny(kind, **options)[0]).facts.representative_layers == layers
 
     def test_a_config_can_name_them(self, tiny):
-        pipe, _ = tiny("qwen", layers=3)
-        pipe.transformer.register_to_config(representative_layers=[0, 2])
-        assert adapter_for(pipe).facts.representative_layers == (0, 2)
+        for depth in (3, 60):  # also where others are published
+            pipe, _ = tiny("qwen", layers=depth)
+            pipe.transformer.register_to_config(representative_layers=[0, 2])
+            assert adapter_for(pipe).facts.representative_layers == (0, 2)
+            pipe.transformer.register_to_config(representative_layers=None)
 
 
 def test_unsupported_model_is_named_with_the_supported_ones():

@@ -32,12 +32,12 @@ TASKS = {
 STEPS, STACKS, GRID, LAYERS = 40, (19, 38), (16, 16), [13, 18, 31]
 
 
-def write_probe(store, key="flux-1", created="2026-01-01", rows=17, count=17):
+def write_probe(store, key="kontext_standin-1", created="2026-01-01", rows=17, count=17):
     """A probe whose attention decays from 0.28 and has its peaks in `LAYERS`."""
     run = probe_run(store, key)
     run.start(
         {
-            "model": key.split("-")[0],
+            "model": key.rpartition("-")[0],
             "source": "standin",
             "stacks": STACKS,
             "layers": LAYERS,
@@ -83,13 +83,13 @@ def store(tmp_path_factory):
     write_probe(root, "old-1")
     write_probe(root, "old-2", created="2026-02-02")
     write_probe(root, "cut-1", rows=3)
-    write_probe(root, "flux-1")
+    write_probe(root)
     return root
 
 
 @pytest.fixture(scope="module")
 def run(store):
-    return probe_run(store, "flux-1")
+    return probe_run(store, "kontext_standin-1")
 
 
 def drawn_text(figure):
@@ -97,7 +97,10 @@ def drawn_text(figure):
 
 
 def test_the_latest_complete_probe_of_each_model(store):
-    assert [run.key for run in load_probes(store)] == ["flux-1", "old-2"]
+    assert [run.key for run in load_probes(store)] == [
+        "kontext_standin-1",
+        "old-2",
+    ]
 
 
 def test_what_is_read_is_what_was_written(run):
@@ -112,9 +115,7 @@ def test_what_is_read_is_what_was_written(run):
     # float16, scaled by |C|, keeps the total
     assert np.allclose(maps.attention.mean(1), maps.mass.mean((0, 2)), rtol=1e-3)
     assert run.references("s-04")[0].size == (128, 128)
-    ranks = run.rank_correlation().pivot_table(
-        index="sample", columns="step", values="correlation"
-    )
+    ranks = run.rank_correlation().pivot_table(index="sample", columns="step", values="correlation")
     assert ranks.iloc[5, -1] == pytest.approx(0.1 + 5 / 40)
     assert run.rank_correlation("influence")["correlation"].eq(1).all()
 
@@ -171,7 +172,7 @@ def test_figure_2_follows_single_tokens(run):
     relevance = run.maps("s-02").attention
     assert len(leaders) == 4
     first = int(relevance[0].argmax())
-    assert leaders[0].get_label() == f"token {first}, first at 0"
+    assert leaders[0].get_label() == f"token {first}, top at 0"
     assert np.allclose(leaders[0].get_ydata(), relevance[:, first])
     mean = np.mean([run.maps(row["sample"]).rank_attention for row in run.rows], 0)
     assert np.allclose(order.lines[0].get_ydata(), mean)
@@ -193,13 +194,16 @@ def test_figure_3_has_a_line_per_task(run):
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_scripts_write_both_formats_per_model(number, store, tmp_path, monkeypatch, capsys):
+def test_scripts_write_both_formats(number, run, tmp_path, monkeypatch, capsys):
+    store = tmp_path / "store"
+    (store / "probe").mkdir(parents=True)
+    (store / "probe" / run.key).symlink_to(run.path)
     script = ROOT / "figures" / f"fig{number}.py"
-    monkeypatch.setattr(sys, "argv", ["x", "--store", str(store), "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["x", "--store", str(store), "--out", str(tmp_path / "out")])
     runpy.run_path(str(script), run_name="__main__")
-    written = {path.name for path in tmp_path.iterdir()}
-    assert written == {f"fig{number}_{m}.{e}" for m in ("flux", "old") for e in ("pdf", "png")}
-    assert len(capsys.readouterr().out.splitlines()) == 2
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {f"fig{number}_kontext_standin.{e}" for e in ("pdf", "png")}
+    assert capsys.readouterr().out.strip().endswith(f"fig{number}_kontext_standin.png")
 
 
 def test_nothing_to_draw_says_what_to_run(tmp_path):
@@ -216,4 +220,5 @@ def test_damaged_files_are_refused(tmp_path):
         run.maps("s-00")
     files.write_json(run.path / "manifest.json", {"schema": 99})
     with pytest.raises(ToPiError, match="schema 99"):
-        _ = probe_run(tmp_path, "flux-1").manifest
+        _ = probe_run(tmp_path, "kontext_standin-1").manifest
+    assert load_probes(tmp_path) == []

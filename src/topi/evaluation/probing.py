@@ -79,7 +79,7 @@ def rank_correlation(scores: np.ndarray) -> np.ndarray:
     NaN where all scores of a step are equal.
     """
     ranks = pd.DataFrame(scores).rank(axis=1).to_numpy()
-    ranks -= ranks.mean(1, keepdims=True)
+    ranks = ranks - ranks.mean(1, keepdims=True)
     with np.errstate(invalid="ignore"):
         unit = ranks / np.linalg.norm(ranks, axis=1, keepdims=True)
     return (unit @ unit[0]).astype(np.float32)

@@ -163,8 +163,8 @@ class Adapter(ABC):
     def facts(self) -> ModelFacts:
         """What methods may know."""
         stacks = tuple(len(stack) for stack in self.stacks())
-        layers = self.published_layers.get(stacks)
-        layers = layers or self.transformer.config.get("representative_layers")
+        named = self.transformer.config.get("representative_layers")
+        layers = named or self.published_layers.get(stacks)
         cache = self.transformer.config.get("temporal_cache")
         return ModelFacts(
             name=type(self.transformer).__name__,

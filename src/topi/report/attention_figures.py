@@ -20,7 +20,7 @@ from topi.report.tables import categories_of, category_title
 from topi.results.probe import ProbeRun, load_probes
 
 WIDTH = 3.4  # inches, one column
-MASS = r"total attention $\sum_j S_j$"
+MASS = r"total attention $\Sigma_j\,S_j$"
 BAND = (10, 90)  # percentiles over samples or tokens
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
@@ -106,7 +106,7 @@ def mass_by_step(run: ProbeRun) -> Figure:
     """
     frame = run.mass.groupby(["category", "task", "sample", "step"], as_index=False)["mass"].mean()
     categories = categories_of(frame)
-    n_rows = -(-len(categories) // 2)
+    n_rows, top = -(-len(categories) // 2), max(1.1 * PAPER_LIMIT, 1.05 * _highest(frame))
     figure, axes = plt.subplots(
         n_rows,
         min(2, len(categories)),
@@ -118,11 +118,12 @@ def mass_by_step(run: ProbeRun) -> Figure:
     for ax, category in zip(axes.flat, categories, strict=False):
         _lines(ax, frame[frame["category"] == category], "step", "task")
         ax.axhline(PAPER_LIMIT, color="0.35", linewidth=0.9, linestyle=":")
-        ax.set(title=category_title(category), ylim=(0, None))
+        ax.set(title=category_title(category), ylim=(0, top))
+        ax.tick_params(labelbottom=True)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.legend(
             loc="upper center",
-            bbox_to_anchor=(0.5, -0.2),
+            bbox_to_anchor=(0.5, -0.16),
             ncols=2,
             fontsize=6.5,
             handlelength=1.6,
@@ -135,6 +136,10 @@ def mass_by_step(run: ProbeRun) -> Figure:
     figure.supylabel(MASS, fontsize=9)
     _title(figure, run)
     return figure
+
+
+def _highest(frame: pd.DataFrame) -> float:
+    return float(frame.groupby(["category", "task", "step"])["mass"].mean().max())
 
 
 def _lines(
@@ -152,9 +157,8 @@ def _lines(
             steps,
             table.mean(),
             label=title,
-            linestyle=DASHES[number % len(DASHES)],
-            linewidth=1.3,
-            markersize=3.2,
+            linewidth=1.2,
+            markersize=3.6,
             markevery=(number % every, every),
             **style,
         )
@@ -179,7 +183,7 @@ def _leaders(ax: Axes, relevance: np.ndarray, shown: np.ndarray) -> None:
             color=colours[number],
             linestyle=DASHES[number % len(DASHES)],
             linewidth=1.3,
-            label=f"token {token}, first at {', '.join(map(str, at))}",
+            label=f"token {token}, top at {', '.join(map(str, at))}",
         )
     ax.set(ylabel=r"relevance $|\mathcal{C}|\,S_j$", ylim=(0, None))
     ax.tick_params(labelbottom=False)
@@ -190,7 +194,7 @@ def _picture(ax: Axes, pixels: np.ndarray, title: str) -> None:
     ax.imshow(pixels, cmap="cividis", vmin=0, interpolation="nearest")
     ax.set_title(title, fontsize=8, pad=2)
     ax.set(xticks=[], yticks=[])
-    ax.grid(False)
+    ax.set_axis_off()
 
 
 def _mark_stacks(ax: Axes, stacks: Sequence[int]) -> None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from PIL import Image
 
 from topi.errors import ToPiError
 from topi.results import files
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 ARRAYS = ("mass", "attention", "representative", "influence", "kept")
@@ -94,6 +97,8 @@ class ProbeRun:
     def rows(self) -> list[dict[str, Any]]:
         """The finished samples, in the order of the data."""
         rows = files.read_lines(self.rows_file)[0]
+        for row in rows:
+            files.checked_name(row.get("sample"))  # it names files
         return sorted(rows, key=lambda row: row["index"])
 
     @property
@@ -174,8 +179,15 @@ def probe_run(store: Path | str, key: str) -> ProbeRun:
 
 
 def load_probes(store: Path | str) -> list[ProbeRun]:
-    """The latest complete probe of each model, by the name of the model."""
-    runs = [ProbeRun(path.parent) for path in Path(store).glob("probe/*/manifest.json")]
-    runs = sorted((run for run in runs if run.complete), key=lambda run: run.manifest["created"])
+    """The latest complete probe of each model, by its name; damaged ones are left out."""
+    runs = []
+    for path in sorted(Path(store).glob("probe/*/manifest.json")):
+        run = ProbeRun(path.parent)
+        try:
+            if run.complete:
+                runs.append(run)
+        except ToPiError as error:
+            log.warning("left out: %s", error)
+    runs.sort(key=lambda run: run.manifest["created"])
     latest = {run.manifest["model"]: run for run in runs}
     return [latest[name] for name in sorted(latest)]
