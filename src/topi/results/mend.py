@@ -23,6 +23,8 @@ def mend(cell: Path) -> dict[str, Any] | None:
     Returns:
         The manifest; None if there is none, or none any more.
     """
+    for part in cell.rglob(".*.part"):
+        part.unlink()  # of a file that a killed process was writing
     manifest = cell / "manifest.json"
     known = None
     if manifest.is_file():

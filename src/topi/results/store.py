@@ -124,7 +124,8 @@ class Cell:
         self.__dict__.pop("manifest", None)  # not cached from before
         done = len(self.rows)
         if known is None or not (done or self.latency):
-            files.write_json(path, dict(manifest))
+            labels = {name: known[name] for name in ("label", "labels") if known and name in known}
+            files.write_json(path, dict(manifest) | labels)
         else:
             attempts = [known, *(known | attempt for attempt in known.get("resumed", []))]
             if (changed := differences(attempts[-1], manifest)) and not mixed:

@@ -1,0 +1,311 @@
+"""A cell whose files are damaged, whose disk fills up or whose process is killed anywhere."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+from PIL import Image
+
+from topi.errors import ToPiError
+from topi.results import Store, files
+from topi.results.mend import mend
+
+IMAGE = Image.new("RGB", (16, 16), "red")
+SAMPLES = ("a", "b", "c", "d")
+CODE = {"code": "0123456789abcdef", "versions": {"torch": "2.0"}}
+
+
+def manifest(**more):
+    about = {"key": "m-1", "label": "topi", "count": len(SAMPLES), "created": "2026-01-01T10:00:00"}
+    return about | CODE | more
+
+
+def work(cell):
+    """What an experiment does to a cell, without a model."""
+    cell.start(manifest())
+    done = {row["sample"] for row in cell.rows}
+    for index, sample in enumerate(SAMPLES):
+        if sample not in done:
+            cell.add_row({"sample": sample, "index": index, "psnr": 30.0 + index}, IMAGE, None)
+    timed = cell.timed()
+    for sample in SAMPLES[timed.total() :]:
+        cell.add_latency(
+            {"sample": sample, "repeat": 0, "seconds_full": 2.0, "seconds_method": 1.0}
+        )
+    cell.finish()
+
+
+def facts(cell):
+    return cell.state, sorted(cell.rows, key=lambda row: row["index"]), cell.latency
+
+
+@pytest.fixture
+def cell(tmp_path):
+    cell = Store(tmp_path / "store").cell("m-1")
+    work(cell)
+    return cell
+
+
+@pytest.fixture
+def whole(cell):
+    return facts(cell)
+
+
+def edit_line(path, number, text):
+    lines = path.read_text().splitlines()
+    lines[number] = text
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(
+    "damage", ['{"sample": "b", "ps', "\0" * 40, "[1]", '{"sample": 7}', "[" * 5000]
+)
+def test_a_damaged_row_is_set_aside_and_computed_again(cell, whole, caplog, damage):
+    path = cell.path / "rows.jsonl"
+    edit_line(path, 1, damage)
+    broken = path.read_bytes()
+    assert "damaged" in cell.state or "cannot name" in cell.state
+    work(cell)
+    assert facts(cell) == whole
+    assert "1 of 4 lines of rows.jsonl are damaged" in caplog.text
+    assert (cell.path / "quarantine" / "0" / "rows.jsonl").read_bytes() == broken
+
+
+def test_a_row_counts_once_and_only_with_its_picture(cell, whole, caplog):
+    path = cell.path / "rows.jsonl"
+    with path.open("a") as file:
+        file.write(path.read_text().splitlines()[0].replace("30.0", "99.0") + "\n")
+    (cell.path / "images" / "c.png").unlink()
+    work(cell)
+    assert facts(cell) == whole
+    assert "2 of 5 lines" in caplog.text
+    assert (cell.path / "images" / "c.png").is_file()
+
+
+def test_an_impossible_time_is_measured_again(cell, whole):
+    edit_line(
+        cell.path / "latency.jsonl",
+        3,
+        '{"sample": "d", "repeat": 0, "seconds_full": 2.0, "seconds_method": -1}',
+    )
+    work(cell)
+    assert facts(cell) == whole
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"null", b"\xff\xfe"])
+def test_without_a_manifest_nothing_is_trusted(cell, whole, caplog, content):
+    (cell.path / "manifest.json").write_bytes(content)
+    store = Store(cell.path.parents[1])
+    fresh = store.cell(cell.key)
+    assert fresh.state.startswith("damaged: ")
+    assert store.load_cells() == []
+    assert "left out" in caplog.text
+    assert [found.key for found in store.find_cells()] == [cell.key]
+    work(fresh)
+    assert facts(fresh) == whole
+    aside = fresh.path / "quarantine" / "0"
+    assert (aside / "manifest.json").read_bytes() == content
+    assert len((aside / "rows.jsonl").read_text().splitlines()) == 4
+    assert (aside / "images" / "a.png").is_file()
+
+
+def test_a_sound_cell_is_left_as_it_is(cell):
+    before = {path: path.read_bytes() for path in cell.path.rglob("*") if path.is_file()}
+    assert mend(cell.path)["key"] == "m-1"
+    assert before == {path: path.read_bytes() for path in cell.path.rglob("*") if path.is_file()}
+
+
+def in_child(action):
+    """Run in a forked process; returns its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            action()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def killed_after(lines, action):
+    """Run, and die at the given line of this package's code, counted as they are executed."""
+    left = lines
+
+    def trace(frame, event, argument):
+        nonlocal left
+        if "topi" not in frame.f_code.co_filename:
+            return None
+        left -= event == "line"
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+    try:
+        action()
+    finally:
+        sys.settrace(None)
+    return lines - left  # how many were executed
+
+
+def test_a_process_killed_at_any_line_leaves_a_cell_that_continues(tmp_path, cell, whole):
+    total = killed_after(10**9, lambda: work(Store(tmp_path / "count").cell("m-1")))
+    assert total > 100
+    killed = 0
+    for number, line in enumerate(range(1, total, total // 45)):
+        other = Store(tmp_path / str(number)).cell("m-1")
+        killed += in_child(lambda o=other, n=line: killed_after(n, lambda: work(o))) == -9
+        work(other)
+        assert facts(other) == whole, f"killed at line {line}"
+        assert not (other.path / "quarantine").exists()
+        assert not list(other.path.rglob("*.part"))
+    assert killed >= 40
+
+
+@pytest.mark.parametrize("length", [1, 20, 39])
+def test_a_line_torn_by_a_lost_node_is_dropped(cell, whole, caplog, length):
+    path = cell.path / "rows.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:3]) + lines[3][:length])
+    (cell.path / "complete.json").unlink()
+    assert cell.state == "partial 3/4"
+    work(cell)
+    assert facts(cell) == whole
+    assert not (cell.path / "quarantine").exists()
+
+
+@contextmanager
+def small_disk(folder, kilobytes):
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a small disk needs root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_costs_no_row(tmp_path, whole):
+    with small_disk(tmp_path / "disk", 64):
+        cell = Store(tmp_path / "disk").cell("m-1")
+        cell.start(manifest())
+        cell.add_row({"sample": "a", "index": 0, "psnr": 30.0}, IMAGE, None)
+        ballast = tmp_path / "disk" / "ballast"
+        with pytest.raises(OSError, match="No space"), ballast.open("wb", buffering=0) as file:
+            while file.write(b"\1" * 4096):
+                pass
+        noise = Image.effect_noise((64, 64), 90)
+        with pytest.raises(ToPiError, match=r"Cannot write .*b\.png.*No space.*store="):
+            cell.add_row({"sample": "b", "index": 1, "psnr": 31.0}, noise, None)
+        cell.fail("full")  # cannot be written either, and must not raise
+        assert [row["sample"] for row in cell.rows] == ["a"]
+        assert not list(cell.path.rglob("*.part"))
+        ballast.unlink()
+        work(cell)
+        assert facts(cell) == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"code": "fedcba9876543210"}, "code 01234567 is now fedcba98"),
+        ({"versions": {"torch": "2.1"}}, "torch 2.0 is now 2.1"),
+        ({"created": "2026-01-01T09:50:00"}, "the clock says 2026-01-01T09:50:00"),
+    ],
+)
+def test_a_cell_is_not_continued_under_other_conditions_unless_allowed(cell, change, words):
+    before = (cell.path / "manifest.json").read_bytes()
+    with pytest.raises(ToPiError, match=f"{words}.*resume=any"):
+        cell.start(manifest(**change))
+    assert (cell.path / "manifest.json").read_bytes() == before
+    assert cell.complete
+    cell.start(manifest(**change), mixed=True)
+    (resumed,) = cell.manifest["resumed"]
+    assert words in resumed["changed"][0]
+    assert resumed["rows"] == 4
+    assert change.items() <= resumed.items()
+    assert cell.manifest["created"] == "2026-01-01T10:00:00"
+    cell.start(manifest(**change))  # as the half before
+
+
+def test_machines_jobs_and_commits_may_change_and_are_noted(cell):
+    change = {
+        "created": "2026-01-01T09:56:00",  # clocks may differ a little
+        "git": {"commit": "b" * 40, "dirty": False},
+        "lock": "other",
+        "device": {"name": "cpu", "driver": "2"},
+        "job": {"host": "node7", "slurm_job_id": "12"},
+    }
+    cell.start(manifest(**change))
+    (resumed,) = cell.manifest["resumed"]
+    assert change.items() <= resumed.items()
+    assert resumed["changed"] == []
+    assert "code" not in resumed
+
+
+def test_an_attempt_without_rows_counts_for_nothing(tmp_path):
+    cell = Store(tmp_path).cell("m-1")
+    cell.start(manifest())
+    cell.start(manifest(code="new"))
+    assert cell.manifest["code"] == "new"
+    assert "resumed" not in cell.manifest
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "..", "", "/etc/passwd", "a\\b", "a\0b", "x" * 201, 7, None]
+)
+def test_no_name_leads_out_of_the_store(tmp_path, name):
+    store = Store(tmp_path / "store")
+    full, cell = store.full("m"), store.cell("m")
+    (tmp_path / "store").mkdir()
+    for attempt in (
+        lambda: store.cell(name),
+        lambda: store.full(name),
+        lambda: full.image(name),
+        lambda: full.references(name),
+        lambda: full.add(name, IMAGE, [IMAGE]),
+        lambda: cell.add_row({"sample": name}, IMAGE, None),
+    ):
+        with pytest.raises(ToPiError, match="cannot name a file"):
+            attempt()
+    assert not list((tmp_path / "store").iterdir())
+
+
+def test_a_row_from_a_stranger_names_no_other_file(cell):
+    with (cell.path / "rows.jsonl").open("a") as file:
+        file.write(json.dumps({"sample": "../../../secret"}) + "\n")
+    with pytest.raises(ToPiError, match="cannot name a file"):
+        _ = cell.rows
+    assert "cannot name a file" in cell.state
+
+
+def test_a_sample_is_no_pattern(tmp_path):
+    full = Store(tmp_path).full("m")
+    full.add("abc", IMAGE, [IMAGE])
+    assert full.references("*") == []
+
+
+def test_a_damaged_full_output_makes_room(tmp_path):
+    full = Store(tmp_path).full("m")
+    full.add("a", IMAGE, [])
+    path = full.path / "images" / "a.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ToPiError, match="cannot be read"):
+        full.image("a")
+    full.set_aside("a")
+    assert full.image("a") is None
+    assert path.with_suffix(".damaged").is_file()
+
+
+def test_files_read_json_wants_an_object(tmp_path):
+    path = tmp_path / "a.json"
+    for content in ("[]", "{", "[" * 100_000):
+        path.write_text(content)
+        with pytest.raises(ToPiError, match=r"a\.json is damaged"):
+            files.read_json(path)
