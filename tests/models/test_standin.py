@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxKontextPipeline
+from PIL import Image
 
 from topi.data import MiniEdit
 from topi.data.mini_edit import draw_pair
@@ -14,7 +15,9 @@ from topi.evaluation.held_out import held_out_rows
 from topi.evaluation.model_card import render
 from topi.models import standin
 from topi.models.editor import load_editor
-from topi.models.standin import BlockTransformVAE
+from topi.models.standin import BlockTransformVAE, ConvVAE, load_parts
+from topi.models.standin.latents import VideoVAE, unpack
+from topi.models.standin.qwen import new_qwen_transformer, qwen_pipeline
 from topi.models.text import TEXT_DIM, TEXT_TOKENS, PromptCache
 
 
@@ -87,7 +90,41 @@ def test_model_card_is_of_these_weights(editor):
     assert written == render(card, recipe)  # nobody edits the numbers by hand
 
 
-def test_missing_weights_say_what_to_do(monkeypatch, tmp_path):
-    monkeypatch.setattr(standin, "weights_folder", lambda: tmp_path)
-    with pytest.raises(ToPiError, match=r"python -m topi\.training"):
-        standin.load_kontext_standin()
+def test_missing_weights_say_what_to_do(tmp_path):
+    with pytest.raises(ToPiError, match=r"python -m topi\.training model=qwen_standin"):
+        load_parts(tmp_path / "qwen_standin")
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_qwen_prompts_through_the_pipeline_equal_those_of_training(several):
+    pipe = qwen_pipeline(new_qwen_transformer(2, layers=1), BlockTransformVAE(), several)
+    prompts = ["make it snow", " "]
+    image = Image.new("RGB", (64, 64))
+    hidden, mask = pipe.encode_prompt(prompts, [image, image] if several else image)
+    assert mask is None  # no padding: every prompt has TEXT_TOKENS states
+    assert torch.allclose(hidden, PromptCache()(["make it snow", ""])[0], atol=1e-4)
+
+
+def test_trained_autoencoder_packs_like_the_block_transform():
+    vae, images = ConvVAE(width=8, blocks=1).eval(), torch.rand(4, 3, 32, 48) * 2 - 1
+    with torch.no_grad():
+        vae.fit(images)
+        latents = vae.encode(images).latents
+        assert latents.shape == (4, 16, 8, 12)
+        assert torch.allclose(latents.std((0, 2, 3)), torch.ones(16), atol=1e-3)
+        tokens = vae.to_tokens(images)
+        assert torch.equal(unpack(tokens, (4, 6)), latents)
+        assert torch.equal(vae.to_images(tokens, (4, 6)), vae.decode(latents).sample)
+        touched = images.clone()
+        touched[0, :, :8, :8] = 1  # the pixels of the first token
+        moved = (vae.to_tokens(touched) - tokens)[0].abs().amax(-1) > 0
+    assert moved.sum() > 1  # its neighbours see them
+
+
+def test_video_vae_adds_a_frame_axis():
+    image, images = BlockTransformVAE(), torch.randn(2, 3, 1, 16, 24)
+    vae = VideoVAE.around(image)
+    latents = vae.encode(images).latents
+    assert latents.shape == (2, 16, 1, 4, 6)
+    assert torch.equal(latents[:, :, 0], image.encode(images[:, :, 0]).latents)
+    assert torch.equal(vae.decode(latents).sample[:, :, 0], image.decode(latents[:, :, 0]).sample)

@@ -1,0 +1,291 @@
+"""A training run: its configuration, its phases, and what it leaves behind."""
+
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from topi.config import ConfigError, check_choice, sentence
+from topi.data.mini_edit import draw_pair
+from topi.models.standin import FAMILIES, LATENTS, load_parts, save_standin, weights_folder
+from topi.models.text import PromptCache
+from topi.training.autoencoder import train_autoencoder
+from topi.training.module import EditorTraining, Schedule, to_signed
+from topi.training.stream import Draw, loader, stacked, validation_batches
+
+log = logging.getLogger(__name__)
+
+LOGGERS = ("csv", "wandb_offline", "wandb")
+
+
+@dataclass
+class ModelSpec:
+    """What to train. `transformer` are the arguments of the family's builder."""
+
+    name: str
+    kind: str
+    transformer: dict[str, Any]
+    latents: str = "block"
+    prompt_dropout: float = 0.0
+    guidance: float = 1.0
+
+
+@dataclass
+class DataSpec:
+    """Fields of `topi.training.stream.Draw`."""
+
+    shift: int = 0
+    scale: float = 1.0
+    enlarge: int = 1
+    plus: float = 0.0
+
+
+@dataclass
+class Phase:
+    """Sizes as [height, width] in pixels; `steps` or `minutes`; learning rate linear to lr_end."""
+
+    sizes: list[list[int]]
+    batch: int
+    lr: float
+    lr_end: float | None = None
+    steps: int | None = None
+    minutes: float | None = None
+
+    @property
+    def schedule(self) -> Schedule:
+        end = self.lr if self.lr_end is None else self.lr_end
+        return Schedule(self.lr, end, self.steps, self.minutes)
+
+
+@dataclass
+class TrainingConfig:
+    """`conf/training/config.yaml`, which explains the fields."""
+
+    model: ModelSpec
+    data: DataSpec
+    phases: list[Phase]
+    start: str
+    out: str
+    seed: int
+    accelerator: str
+    precision: str
+    compile: bool
+    workers: int
+    logger: str
+    stop_after: float | None
+    validate_every: int
+    checkpoint_every: int
+    ema: float
+    changed_weight: float
+    hardware: str
+    ship: bool
+    overrides: list[str] = field(default_factory=list)
+
+
+def read_training(composed: DictConfig) -> TrainingConfig:
+    """Check a composed configuration.
+
+    Raises:
+        ConfigError: an unknown key or name, a missing value or an impossible one.
+    """
+    own = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainingConfig), own))
+    except OmegaConfBaseException as error:
+        raise ConfigError(sentence(error)) from error
+    check_choice("model.kind", config.model.kind, FAMILIES)
+    check_choice("model.latents", config.model.latents, LATENTS)
+    check_choice("logger", config.logger, LOGGERS)
+    if not config.phases:
+        raise ConfigError("phases is empty; name at least one.")
+    for k, phase in enumerate(config.phases):
+        if (phase.steps is None) == (phase.minutes is None):
+            raise ConfigError(f"phases.{k} needs either steps or minutes.")
+        if any(side % 16 for size in phase.sizes for side in size if config.data.enlarge > 1):
+            raise ConfigError(f"phases.{k}.sizes must be multiples of 16 with data.enlarge.")
+        if any(len(size) != 2 or side % 8 for size in phase.sizes for side in size):
+            raise ConfigError(f"phases.{k}.sizes must be [height, width] in multiples of 8.")
+    if config.data.plus and config.model.kind == "kontext":
+        raise ConfigError("data.plus needs a model that takes two references; use a Qwen one.")
+    if HydraConfig.initialized():
+        config.overrides = list(HydraConfig.get().overrides.task)
+    return config
+
+
+def train(config: TrainingConfig) -> bool:
+    """Train what is left of the phases; returns whether all of them are finished."""
+    L.seed_everything(config.seed)
+    torch.set_float32_matmul_precision("high")
+    # One graph per image size and grad mode.
+    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    deadline = None if config.stop_after is None else time.monotonic() + 60 * config.stop_after
+    family = FAMILIES[config.model.kind]
+    transformer, vae = starting_point(config, out)
+    module = EditorTraining(
+        family,
+        transformer,
+        vae,
+        PromptCache(),
+        out,
+        compile_model=config.compile,
+        prompt_dropout=config.model.prompt_dropout,
+        guidance=config.model.guidance,
+        changed_weight=config.changed_weight,
+        seed=config.seed,
+        deadline=deadline,
+    )
+    for index, phase in enumerate(config.phases):
+        done = out / f"phase-{index}" / "averaged.safetensors"
+        if done.exists():
+            log.info("phase %d is done (%s); going on from it", index, done)
+            module.load_state_dict(load_file(done))
+        elif not train_phase(module, config, index, phase):
+            log.info("stopped in phase %d; the same command goes on from here", index)
+            return False
+    save_standin(module.transformer, module.vae, out)
+    told = {"architecture": architecture(module.transformer), "runs": runs(config, out)}
+    (out / "recipe.json").write_text(json.dumps(told, indent=1) + "\n")
+    if config.ship:
+        folder = weights_folder(config.model.name)
+        save_standin(module.transformer, module.vae, folder)
+        (folder / "recipe.json").write_text(json.dumps(told, indent=1) + "\n")
+    return True
+
+
+def starting_point(config: TrainingConfig, out: Path) -> tuple[nn.Module, nn.Module]:
+    """(transformer, VAE) to begin with: new ones, the shipped ones or those of an earlier run."""
+    if config.start == "shipped":
+        return load_parts(weights_folder(config.model.name))
+    if config.start != "scratch":
+        return load_parts(Path(config.start))
+    transformer = FAMILIES[config.model.kind].new(**config.model.transformer)
+    if config.model.latents == "conv":
+        return transformer, train_autoencoder(out, config.accelerator, config.seed, config.workers)
+    pairs = [draw_pair("train", k, 64) for k in range(800)]
+    images = to_signed(stacked([image for pair in pairs for image in pair[:2]]))
+    return transformer, LATENTS["block"]().fit(images)
+
+
+def train_phase(module: EditorTraining, config: TrainingConfig, index: int, phase: Phase) -> bool:
+    """Train one phase, from its last checkpoint if there is one; returns whether it is finished."""
+    out = Path(config.out)
+    folder = out / f"phase-{index}"
+    module.begin(index, phase.schedule)
+    last = folder / "last.ckpt"
+    start = 0
+    if last.exists():
+        start = torch.load(last, weights_only=True, mmap=True)["global_step"]
+    reference_size = module.family.reference_size
+    draw = Draw(
+        [tuple(size) for size in phase.sizes],
+        phase.batch,
+        reference_size,
+        **vars(config.data),
+        seed=config.seed,
+    )
+    checkpoints = ModelCheckpoint(
+        folder,
+        save_last=True,
+        every_n_train_steps=config.checkpoint_every,
+        save_top_k=0,
+        enable_version_counter=False,
+    )
+    trainer = L.Trainer(
+        accelerator=config.accelerator,
+        devices=1,
+        precision=config.precision,
+        max_epochs=-1,
+        val_check_interval=config.validate_every,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=50,
+        logger=logger_of(config, index),
+        callbacks=[EMAWeightAveraging(decay=config.ema), checkpoints],
+        enable_model_summary=False,
+    )
+    held_out = torch.utils.data.DataLoader(validation_batches(draw), batch_size=None)
+    batches = loader(draw, index, start, config.workers)
+    resume = str(last) if last.exists() else None
+    trainer.fit(module, batches, held_out, ckpt_path=resume, weights_only=True)
+    if not module.finished(trainer.global_step):
+        return False
+    # After the fit the module holds the averaged weights.
+    trainer.validate(module, held_out, verbose=False)
+    told = {"steps": trainer.global_step, "minutes": module.elapsed / 60}
+    told["waiting"] = module.waited / max(module.elapsed, 1e-9)
+    folder.mkdir(exist_ok=True)
+    (folder / "done.json").write_text(json.dumps(told) + "\n")
+    tensors = {n: t.contiguous() for n, t in module.state_dict().items()}
+    save_file(tensors, folder / "averaged.part")
+    (folder / "averaged.part").replace(folder / "averaged.safetensors")
+    return True
+
+
+def logger_of(config: TrainingConfig, index: int) -> Logger:
+    """CSV always works offline; W&B on request."""
+    if config.logger == "csv":
+        return CSVLogger(config.out, name="log", version=f"phase-{index}")
+    return WandbLogger(
+        project="topi",
+        name=f"{config.model.name} phase {index}",
+        save_dir=config.out,
+        offline=config.logger == "wandb_offline",
+        config=OmegaConf.to_container(OmegaConf.structured(config)),
+    )
+
+
+def runs(config: TrainingConfig, out: Path) -> list[dict[str, str]]:
+    """What the model card tells: this run, after those whose weights it started from."""
+    before: list[dict[str, str]] = []
+    if config.start != "scratch":
+        shipped = config.start == "shipped"
+        source = weights_folder(config.model.name) if shipped else Path(config.start)
+        before = json.loads((source / "recipe.json").read_text())["runs"]
+    done = [
+        json.loads((out / f"phase-{k}/done.json").read_text()) for k in range(len(config.phases))
+    ]
+    parts = []
+    for phase, told in zip(config.phases, done, strict=True):
+        sizes = sorted({f"{height}x{width}" for height, width in phase.sizes})
+        rate = f"learning rate {phase.schedule.lr:g}"
+        if phase.lr_end is not None:
+            rate += f" to {phase.lr_end:g}"
+        parts.append(f"{told['steps']} steps of {phase.batch} at {', '.join(sizes)} px, {rate}")
+    minutes = sum(told["minutes"] for told in done)
+    waiting = sum(told["waiting"] * told["minutes"] for told in done) / max(minutes, 1e-9)
+    told_of = [o for o in config.overrides if not o.startswith(("out=", "hardware=", "ship="))]
+    run = {
+        "training": f"from {config.start}: {'; '.join(parts)}",
+        "command": " ".join(["python -m topi.training", *told_of]),
+        "cost": f"{minutes:.0f} minutes on {config.hardware}, {waiting:.1%} of them spent waiting "
+        "for data",
+    }
+    return [*before, run]
+
+
+def architecture(transformer: nn.Module) -> str:
+    """The transformer in one line."""
+    config = transformer.config
+    if "num_single_layers" in config:
+        blocks = f"{config.num_layers} dual-stream and {config.num_single_layers} single-stream"
+        extra = ", guidance embedding (trained at one value)"
+    else:
+        blocks, extra = f"{config.num_layers} dual-stream", ""
+    return (
+        f"{blocks} blocks, {config.num_attention_heads} heads of {config.attention_head_dim}, "
+        f"rotary axes {tuple(config.axes_dims_rope)}{extra}"
+    )

@@ -1,0 +1,149 @@
+"""Training batches as a function of the step: a resumed run sees what it would have seen."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from topi.data import CATEGORIES
+from topi.data.mini_edit import draw_pair
+
+Size = tuple[int, int]
+
+
+@dataclass
+class Batch:
+    """Images uint8 [B, H, W, 3]; the references may differ in size from the edited images."""
+
+    references: tuple[Tensor, ...]
+    edited: Tensor
+    prompts: list[str]
+    categories: list[str]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What to draw.
+
+    Args:
+        sizes: (height, width) in pixels; each batch is of one of them, chosen by its step.
+        batch: samples per batch at the size of the first entry; larger images make smaller batches.
+        shift: references are shifted by up to so many pixels in each direction.
+        scale: references are scaled by a factor between 1 / scale and scale.
+        enlarge: draw at 1 / enlarge of the size and enlarge, so that objects span more tokens.
+        plus: share of batches with two references.
+        reference_size: (height, width) of an image -> that at which the pipeline sees it.
+        seed: of everything random here.
+    """
+
+    sizes: Sequence[Size]
+    batch: int
+    reference_size: Callable[[Size], Size]
+    shift: int = 0
+    scale: float = 1.0
+    enlarge: int = 1
+    plus: float = 0.0
+    seed: int = 0
+
+
+def draw_batch(draw: Draw, step: int, offset: int = 0) -> Batch:
+    """The batch of a step; `offset` sets apart the phases of a run."""
+    rng = np.random.default_rng([draw.seed, offset, step])
+    size = tuple(draw.sizes[rng.integers(len(draw.sizes))])
+    pixels = draw.sizes[0][0] * draw.sizes[0][1]
+    count = max(1, round(draw.batch * pixels / (size[0] * size[1])))
+    first = int(rng.integers(1 << 40))
+    small = (size[0] // draw.enlarge, size[1] // draw.enlarge)
+    several = rng.random() < draw.plus
+    rows = [_draw(several, first + k, small) for k in range(count)]
+    references, edited, prompts, categories = [], [], [], []
+    for before, after, prompt, category in rows:
+        edited.append(resized(after, size))
+        prompts.append(prompt)
+        categories.append(category)
+        moved = [displaced(b, draw.shift, draw.scale, rng) for b in before]
+        references.append([resized(image, draw.reference_size(size)) for image in moved])
+    return Batch(
+        tuple(stacked(images) for images in zip(*references, strict=True)),
+        stacked(edited),
+        prompts,
+        categories,
+    )
+
+
+def _draw(
+    several: bool, index: int, size: Size
+) -> tuple[tuple[np.ndarray, ...], np.ndarray, str, str]:
+    if several:
+        from topi.data.mini_edit_plus import draw_plus
+
+        first, second, after, prompt, category, _ = draw_plus("train", index, size)
+        return (first, second), after, prompt, category
+    before, after, prompt, category, _ = draw_pair("train", index, size)
+    return (before,), after, prompt, category
+
+
+def stacked(images: Sequence[np.ndarray]) -> Tensor:
+    """Images [H, W, 3] to one tensor [B, H, W, 3]."""
+    return torch.from_numpy(np.stack(images))
+
+
+def resized(image: np.ndarray, size: Size) -> np.ndarray:
+    """Bicubic; the same array where the size is right already."""
+    if image.shape[:2] == tuple(size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+
+
+def displaced(image: np.ndarray, shift: int, scale: float, rng: np.random.Generator) -> np.ndarray:
+    """The image moved and scaled at random, edges continued."""
+    if shift == 0 and scale == 1:
+        return image
+    height, width = image.shape[:2]
+    factor = scale ** rng.uniform(-1, 1)
+    rows, columns = round(height / factor), round(width / factor)  # seen of the image
+    margin = shift + max(0, rows - height, columns - width)
+    wide = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
+    top = margin + (height - rows) // 2 + int(rng.integers(-shift, shift + 1))
+    left = margin + (width - columns) // 2 + int(rng.integers(-shift, shift + 1))
+    return resized(wide[top : top + rows, left : left + columns], (height, width))
+
+
+class BatchStream(IterableDataset):
+    """The batches of a phase from step `start` on, without end."""
+
+    def __init__(self, draw: Draw, offset: int, start: int):
+        self.draw, self.offset, self.start = draw, offset, start
+
+    def __iter__(self) -> Iterator[Batch]:
+        torch.set_num_threads(1)
+        worker = torch.utils.data.get_worker_info()
+        index, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        step = self.start + index
+        while True:
+            yield draw_batch(self.draw, step, self.offset)
+            step += stride
+
+
+def loader(draw: Draw, offset: int, start: int, workers: int) -> DataLoader:
+    """Batches in the order of their steps, drawn by `workers` processes (0: by this one)."""
+    stream = BatchStream(draw, offset, start)
+    return DataLoader(
+        stream, batch_size=None, num_workers=workers, prefetch_factor=6 if workers else None
+    )
+
+
+def validation_batches(draw: Draw, count: int = 24) -> list[Batch]:
+    """Calibration samples of the first size, by category, in one batch."""
+    size = tuple(draw.sizes[0])
+    small = (size[0] // draw.enlarge, size[1] // draw.enlarge)
+    pairs = [draw_pair("calibration", k, small) for k in range(count)]
+    pairs.sort(key=lambda p: CATEGORIES.index(p[3]))
+    before, after, prompts, categories, _ = zip(*pairs, strict=True)
+    references = stacked([resized(b, draw.reference_size(size)) for b in before])
+    edited = stacked([resized(a, size) for a in after])
+    return [Batch((references,), edited, list(prompts), list(categories))]

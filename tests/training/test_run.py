@@ -1,0 +1,220 @@
+"""A training run learns, resumes exactly and ships loadable weights; it samples as the pipeline."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from safetensors.torch import load_file
+
+from topi.config import ConfigError, conf_folder
+from topi.models import standin
+from topi.models.standin import FAMILIES, BlockTransformVAE, load_parts, load_standin
+from topi.models.text import PromptCache
+from topi.training import run
+from topi.training.module import EditorTraining, Schedule, to_signed
+from topi.training.stream import Draw, draw_batch
+
+SMALL = {
+    "kontext": dict(heads=2, dual=1, single=2),
+    "qwen_edit": dict(heads=2, layers=2),
+}
+QUICK = ["schedule=smoke", "workers=0", "compile=false", "accelerator=cpu", "checkpoint_every=2"]
+QUICK += ["precision=32-true", "validate_every=1000"]
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return PromptCache()
+
+
+def composed(*overrides: str) -> run.TrainingConfig:
+    with initialize_config_dir(str(conf_folder() / "training"), version_base="1.3"):
+        return run.read_training(compose("config", overrides=list(overrides)))
+
+
+@pytest.fixture
+def train(monkeypatch, prompts, tmp_path):
+    """Train a small model for a few steps; returns the output folder."""
+    monkeypatch.setattr(run, "PromptCache", lambda: prompts)
+    monkeypatch.setattr("topi.training.module.VALIDATION_STEPS", 1)
+
+    def start(kind: str = "kontext", out: str = "out", *more: str):
+        name = {"kontext": "kontext_standin", "qwen_edit": "qwen_standin"}[kind]
+        shape = [f"model.transformer.{k}={v}" for k, v in SMALL[kind].items()]
+        config = composed(f"model={name}", f"out={tmp_path / out}", *QUICK, *shape, *more)
+        run.train(config)
+        return tmp_path / out
+
+    return start
+
+
+def module_of(kind: str, prompts, tmp_path, **settings) -> EditorTraining:
+    torch.manual_seed(0)
+    family = FAMILIES[kind]
+    transformer = family.new(**SMALL[kind])
+    return EditorTraining(family, transformer, BlockTransformVAE(), prompts, tmp_path, **settings)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(train, monkeypatch, kind):
+    whole = load_file(train(kind, "whole") / "model.safetensors")
+    step = EditorTraining.training_step
+
+    def dies(self, batch, index):
+        if self.index == 1 and self.global_step == 3:
+            raise RuntimeError("killed")
+        return step(self, batch, index)
+
+    monkeypatch.setattr(EditorTraining, "training_step", dies)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(kind, "halves")
+    monkeypatch.setattr(EditorTraining, "training_step", step)
+    halves = load_file(train(kind, "halves") / "model.safetensors")
+    assert whole.keys() == halves.keys()
+    assert all(torch.equal(whole[n], halves[n]) for n in whole)
+
+
+def test_run_out_of_time_is_resumed_to_the_same_weights(train):
+    whole = load_file(train("kontext", "whole") / "model.safetensors")
+    out = train("kontext", "halves", "stop_after=0")  # one step
+    assert not (out / "model.safetensors").exists() and (out / "phase-0/last.ckpt").exists()
+    halves = load_file(train("kontext", "halves") / "model.safetensors")
+    assert all(torch.equal(whole[n], halves[n]) for n in whole)
+
+
+def test_finished_phase_is_not_trained_again(train):
+    averaged = train() / "phase-0" / "averaged.safetensors"
+    before = averaged.stat().st_mtime_ns
+    train()
+    assert averaged.stat().st_mtime_ns == before
+
+
+def test_training_lowers_the_loss(train, prompts, tmp_path):
+    more = "phases=[{sizes: [[48, 48]], batch: 4, steps: 20, lr: 0.01, lr_end: 0.0}]"
+    out = train("kontext", "out", "start=" + str(train("kontext", "first")), more, "ema=0.5")
+    batch = draw_batch(Draw([(48, 48)], 32, FAMILIES["kontext"].reference_size), 0, 99)
+    losses = []
+    for folder in ("first", "out"):
+        transformer, vae = load_parts(out.parent / folder)
+        module = EditorTraining(FAMILIES["kontext"], transformer, vae, prompts, tmp_path)
+        module.log = lambda *args, **kwargs: None
+        losses.append(float(module.training_step(batch, 0)))
+    assert losses[1] < losses[0]
+    told = json.loads((out / "recipe.json").read_text())
+    assert len(told["runs"]) == 2 and "20 steps of 4 at 48x48 px" in told["runs"][1]["training"]
+
+
+@pytest.mark.parametrize("kind", ["kontext", "qwen_edit", "qwen_edit_plus"])
+def test_shipped_weights_edit_in_the_stock_pipeline_as_in_training(
+    train, prompts, monkeypatch, tmp_path, kind
+):
+    """Odd grids, references of another size, guidance: the samples are the same."""
+    family_kind = "kontext" if kind == "kontext" else "qwen_edit"
+    monkeypatch.setattr(standin.weights, "weights_folder", lambda name: tmp_path / "shipped" / name)
+    monkeypatch.setattr(run, "weights_folder", lambda name: tmp_path / "shipped" / name)
+    train(family_kind, "out", "ship=true")
+    name = {"kontext": "kontext_standin", "qwen_edit": "qwen_standin"}[family_kind]
+    transformer, vae = load_parts(tmp_path / "shipped" / name)
+    pipe = load_standin(name, kind)
+    family = FAMILIES[family_kind]
+    guidance = 1.0 if kind == "kontext" else 2.0
+    module = EditorTraining(family, transformer, vae, prompts, tmp_path, guidance=guidance)
+    batch = draw_batch(Draw([(104, 152)], 1, family.reference_size), 0)
+    if kind == "qwen_edit_plus":
+        second = draw_batch(Draw([(128, 128)], 1, family.reference_size), 1)
+        references = (*batch.references, *second.references)
+        batch = replace(batch, references=references)
+    with torch.no_grad():
+        ours = module.eval().edit(batch, steps=3, seed=5)
+    noise = torch.randn(1, 13 * 19, 64, generator=torch.Generator().manual_seed(5))
+    pictures = [Image.fromarray(r[0].numpy()) for r in batch.references]
+    arguments = dict(prompt=batch.prompts[0], height=104, width=152, num_inference_steps=3)
+    if kind == "kontext":
+        arguments |= dict(max_area=104 * 152, _auto_resize=False, guidance_scale=2.5)
+    else:
+        arguments |= dict(true_cfg_scale=guidance, negative_prompt=" ")
+    image = pictures if kind == "qwen_edit_plus" else pictures[0]
+    theirs = pipe(image=image, latents=noise, output_type="pt", **arguments).images
+    assert torch.allclose((ours + 1) / 2, theirs, atol=2e-3)
+
+
+def test_prompt_dropout_leaves_prompts_empty(prompts, tmp_path):
+    seen = []
+    module = module_of("qwen_edit", prompts, tmp_path, prompt_dropout=0.5)
+    module.log = lambda *args, **kwargs: None
+    module.__dict__["prompts"] = lambda texts: seen.extend(texts) or prompts(texts)
+    batch = draw_batch(Draw([(48, 48)], 32, FAMILIES["qwen_edit"].reference_size), 0)
+    module.training_step(batch, 0)
+    assert 6 <= seen.count("") <= 26 and len(seen) == 32
+
+
+def test_copy_head_looks_at_its_own_place():
+    """Head 0 of a new model: queries of the target peak at the same place in the reference."""
+    for kind, family in FAMILIES.items():
+        torch.manual_seed(0)
+        looks = {}
+        for copy in (True, False):
+            transformer = family.new(**SMALL[kind], copy_head=copy)
+            looks[copy] = _share_at_own_place(kind, transformer)
+        assert looks[True] > 0.5 > 0.1 > looks[False], (kind, looks)
+
+
+def _share_at_own_place(kind, transformer) -> float:
+    """Share of target tokens whose strongest key in head 0 is their own place in the reference."""
+    from topi.methods.base import Method
+
+    class Look(Method):
+        share = 0.0
+
+        def attend(self, call, layer, query, key, value, mask):
+            n_text, n = call.layout.n_text, call.layout.n_target
+            logits = query[0, n_text : n_text + n, 0] @ key[0, n_text:, 0].T
+            own = torch.arange(n) + n
+            self.share = float((logits.argmax(-1) == own).float().mean())
+
+    family, look = FAMILIES[kind], Look()
+    tokens = torch.randn(2, 1, 36, 64)
+    text = (torch.randn(1, 16, 384), torch.randn(1, 384))
+    with look(transformer), torch.no_grad():
+        family.velocity(transformer, list(tokens), [(6, 6)] * 2, text, torch.tensor([0.5]))
+    return look.share
+
+
+def test_schedule():
+    schedule = Schedule(lr=1.0, lr_end=0.0, steps=1000)
+    assert schedule.learning_rate(0, 1e9) == pytest.approx(1 / 80)
+    assert schedule.learning_rate(500, 0) == pytest.approx(0.5)
+    assert schedule.progress(1000, 0) == 1
+    assert Schedule(1.0, 1.0, minutes=2).progress(7, 60) == pytest.approx(0.5)
+
+
+def test_impossible_configurations_are_refused():
+    for overrides, message in (
+        (["model.latents=wavelet"], "choose one of: block, conv"),
+        (["phases=[{sizes: [[48, 48]], batch: 2, lr: 1}]"], "either steps or minutes"),
+        (["phases=[{sizes: [[50, 48]], batch: 2, lr: 1, steps: 1}]"], "multiples of 8"),
+        (["phases=[]"], "phases is empty"),
+        (["data=mini_edit_plus"], "two references"),
+        (["+model.colour=red"], "colour"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            composed(*overrides)
+
+
+@pytest.mark.parametrize(
+    "factor", sorted(f.stem for f in (conf_folder() / "training" / "factor").glob("*.yaml"))
+)
+def test_factors_compose(factor):
+    config = composed(f"factor={factor}", "schedule=study")
+    assert config.phases[0].steps == 4000
+    plain = composed("schedule=study")
+    assert (config.model, config.data) != (plain.model, plain.data) or factor == "none"
+
+
+def test_to_signed():
+    assert to_signed(torch.tensor([[[[0, 127, 255]]]], dtype=torch.uint8)).flatten().tolist() == (
+        pytest.approx([-1, -0.0039, 1], abs=1e-3)
+    )

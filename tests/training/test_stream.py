@@ -1,0 +1,89 @@
+"""Batches are a function of the step."""
+
+import numpy as np
+import pytest
+import torch
+
+from topi.models.standin import FAMILIES
+from topi.training.stream import (
+    Draw,
+    displaced,
+    draw_batch,
+    loader,
+    resized,
+    validation_batches,
+)
+
+KONTEXT, QWEN = (FAMILIES[kind].reference_size for kind in ("kontext", "qwen_edit"))
+SIZES = [(64, 64), (48, 80)]
+
+
+def digest(batch) -> int:
+    pixels = torch.cat([x.flatten() for x in (batch.edited, *batch.references)]).long()
+    return int((pixels * torch.arange(1, len(pixels) + 1)).sum())
+
+
+def test_batches_differ_by_step_and_phase():
+    draw = Draw(SIZES, 2, KONTEXT, shift=3, scale=1.2)
+    digests = [digest(draw_batch(draw, step, phase)) for step, phase in ((0, 0), (7, 0), (7, 1))]
+    assert len(set(digests)) == 3
+    assert digest(draw_batch(draw, 7, 1)) == digests[2]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stream_goes_on_where_it_is_told_to(workers):
+    draw = Draw([(48, 48)], 1, KONTEXT)
+    batches = iter(loader(draw, 0, 5, workers))
+    for step in (5, 6, 7):
+        assert digest(next(batches)) == digest(draw_batch(draw, step))
+
+
+def test_larger_images_make_smaller_batches():
+    counts = {
+        tuple(b.edited.shape[1:3]): len(b.prompts)
+        for b in (draw_batch(Draw([(48, 48), (96, 96)], 8, KONTEXT), k) for k in range(12))
+    }
+    assert counts == {(48, 48): 8, (96, 96): 2}
+
+
+def test_references_have_the_size_that_the_pipeline_gives_them():
+    batch = draw_batch(Draw([(104, 152)], 1, QWEN), 0)
+    assert batch.edited.shape[1:] == (104, 152, 3)  # 13 x 19 tokens
+    assert batch.references[0].shape[1:] == (96, 160, 3)  # 12 x 20: multiples of 32 px
+    batch = draw_batch(Draw([(104, 152)], 1, KONTEXT), 0)
+    assert batch.references[0].shape == batch.edited.shape
+
+
+def test_enlarged_pictures_are_smooth():
+    plain, large = (draw_batch(Draw([(96, 96)], 4, KONTEXT, enlarge=n), 3) for n in (1, 2))
+    assert large.edited.shape == plain.edited.shape
+
+    def roughness(batch):
+        return batch.edited.float().diff(dim=2).abs().mean()
+
+    assert roughness(large) < roughness(plain)
+
+
+def test_displaced_moves_the_picture_by_at_most_its_shift():
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[15:17, 15:17] = 255
+    rng = np.random.default_rng(0)
+    assert displaced(image, 0, 1.0, rng) is image
+    places = set()
+    for _ in range(40):
+        rows, columns, _ = displaced(image, 4, 1.0, rng).nonzero()
+        places.add((int(rows.min()) - 15, int(columns.min()) - 15))
+    assert all(abs(v) <= 4 for place in places for v in place) and len(places) > 15
+    wide = [(displaced(image, 0, 2.0, rng) > 127).any((0, 2)).sum() for _ in range(40)]
+    assert min(wide) <= 1 and max(wide) >= 3  # half and twice the width
+
+
+def test_resized_leaves_the_right_size_alone():
+    image = np.zeros((16, 24, 3), np.uint8)
+    assert resized(image, (16, 24)) is image
+    assert resized(image, (8, 16)).shape == (8, 16, 3)
+
+
+def test_validation_holds_every_category_equally():
+    (batch,) = validation_batches(Draw([(64, 64)], 1, KONTEXT))
+    assert [batch.categories.count(c) for c in dict.fromkeys(batch.categories)] == [6, 6, 6, 6]
