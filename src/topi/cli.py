@@ -81,6 +81,16 @@ def probe(parsed: argparse.Namespace) -> None:
     _show(probe_table(run), run.path)
 
 
+def fit_cache(parsed: argparse.Namespace) -> None:
+    """Fit TeaCache's polynomial and MagCache's ratios to a model, for `cache.fit=`."""
+    from topi.cache_study import fit_cache
+
+    fit, path = fit_cache(parsed.overrides, parsed.out, parsed.ship)
+    quality = fit.quality["teacache"]
+    print(f"polynomial over {quality['points']} points: R² {quality['r2']:.3f}")
+    print(f"wrote {path}")
+
+
 def _show(table: "Table", path: Path) -> None:
     from rich.console import Console
 
@@ -92,7 +102,7 @@ def _show(table: "Table", path: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="topi", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (status, report, calibrate, probe, fetch_lpips):
+    for command in (status, report, calibrate, probe, fit_cache, fetch_lpips):
         name = command.__name__.replace("_", "-")
         sub = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
         sub.set_defaults(command=command)
@@ -100,14 +110,16 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--store", type=Path, default=Path("results"), help="default: results")
         if command is report:
             sub.add_argument("--out", type=Path, default=Path("report"), help="default: report")
-        if command in (calibrate, probe):
+        if command in (calibrate, probe, fit_cache):
             text = "as for run.py: model=..., data.count=..., store=..."
             sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=text)
-        if command is calibrate:
-            text = "the JSON, default: <store>/calibration/<model>-<key>.json"
+        if command in (calibrate, fit_cache):
+            folder = "calibration" if command is calibrate else "cache_fit"
+            text = f"the JSON, default: <store>/{folder}/<model>-<key>.json"
             sub.add_argument("--out", type=Path, help=text)
-            sub.add_argument("--top", type=int, default=3, help="how many layers, default: 3")
             text = "also put it beside the weights of a stand-in"
             sub.add_argument("--ship", action="store_true", help=text)
+        if command is calibrate:
+            sub.add_argument("--top", type=int, default=3, help="how many layers, default: 3")
     add_commands(commands)
     return parser

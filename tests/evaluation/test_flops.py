@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from topi.engine import CallRecord
 from topi.evaluation.flops import FlopCount, FlopCounter, count_trace
-from topi.methods import make_method
+from topi.methods import make_cache, make_method
 from topi.methods.toma import layer_plan
 from topi.models import Layout, adapter_for
 
@@ -63,6 +63,46 @@ def test_attention_only_merge_of_single_blocks_by_hand(counter):
     assert saved == 6 * (n - m) * d**2 + 4 * (n**2 - m**2) * d
     saved = counter.call(FULL) - counter.call(replace(FULL, merged={30: ("block", 4096)}))
     assert saved == 24 * (n - m) * d**2 + 4 * (n**2 - m**2) * d
+
+
+def embeddings_and_output(d=3072, text=512, image=8192, target=4096):
+    """What runs outside the blocks of FLUX when all of them are skipped, in FLOPs."""
+    tokens = 2 * image * 64 * d + 2 * text * 4096 * d + 2 * target * d * 64
+    conditions = 2 * (2 * 256 * d + 2 * d * d) + 2 * 768 * d + 2 * d * d
+    return tokens + conditions + 2 * d * 2 * d
+
+
+def test_skipped_calls_by_hand(counter):
+    """All blocks skipped, and all behind the first, a dual-stream one with two modulations."""
+    d, n = 3072, 8704
+    none = counter.call(replace(FULL, skipped_from=0))
+    first = counter.call(replace(FULL, skipped_from=1))
+    assert none == embeddings_and_output()
+    assert first - none == 24 * n * d**2 + 4 * n**2 * d + 2 * (2 * d * 6 * d)
+    run = counter.run([FULL, replace(FULL, skipped_from=0), HALF])
+    assert run.full == 3 * counter.call(FULL)
+    assert run.method == counter.call(FULL) + none + counter.call(HALF)
+
+
+def test_a_skip_behind_the_gather_counts_the_kept_tokens(counter):
+    d, m = 3072, 4608 + 2048
+    short, long = (counter.call(replace(HALF, skipped_from=layer)) for layer in (10, 11))
+    assert short == counter.call(replace(FULL, skipped_from=10))
+    assert long - short == 24 * m * d**2 + 4 * m**2 * d + 2 * (2 * d * 6 * d)
+
+
+@pytest.mark.parametrize("kind", ["flux", "qwen", "qwen_plus"])
+def test_replay_counts_skipped_and_pruned_calls(tiny, kind):
+    pipe, arguments = tiny(kind, zero_cond_t=True) if kind == "qwen_plus" else tiny(kind)
+    method = make_method("random", front_layers=2, update_every=2, first_anchor=1)
+    method = method + make_cache("taylorseer", interval=3, warmup=2)
+    with method(pipe), FlopCounterMode(display=False) as counter:
+        pipe(**arguments(steps=6, cfg=True))
+    real = counter.get_flop_counts()[type(pipe.transformer).__name__]
+    count = count_trace(pipe.transformer, method.trace)
+    assert {record.skipped for record in method.trace} == {True, False}
+    assert any(record.kept for record in method.trace)
+    assert count.method == sum(real.values()) < count.full
 
 
 @pytest.mark.parametrize("kind", ["flux", "qwen", "qwen_plus"])

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from topi.errors import ToPiError
 from topi.methods.base import BlockInput, Call, check_one_of, check_whole
-from topi.methods.temporal import ROWS, Memory, TemporalCache, choose_rows, relative_change
+from topi.methods.temporal import Memory, TemporalCache, relative_change
 from topi.models import ModelFacts
+
+ROWS = ("image", "target")
 
 
 @dataclass
@@ -77,12 +79,12 @@ class FirstBlockCache(TemporalCache):
         if layer > 0:
             return super().skip(call, layer, block)
         memory = self._memory.setdefault(call.branch, self.new_memory())
-        memory.first = choose_rows(block.states, self.rows, call)
+        memory.first = self._looked_at(block.states, call)
         return None
 
     def may_skip(self, call: Call, block: BlockInput, memory: FirstBlockMemory) -> bool:
         """Do the first blocks add nearly the same?"""
-        after = choose_rows(block.states, self.rows, call)
+        after = self._looked_at(block.states, call)
         if after.shape != memory.first.shape:
             raise ToPiError(
                 "first_blocks reaches behind the layer where reference tokens are dropped; "
@@ -92,6 +94,9 @@ class FirstBlockCache(TemporalCache):
         if memory.reference is None or call.step < self.warmup:
             return False
         return relative_change(memory.change, memory.reference) <= self.threshold
+
+    def _looked_at(self, states: Tensor, call: Call) -> Tensor:
+        return states if self.rows == "image" else states[:, : call.layout.n_target]
 
     def computed(self, call: Call, memory: FirstBlockMemory, states: Tensor) -> None:
         """This step is what the next ones are compared with."""

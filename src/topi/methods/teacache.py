@@ -6,13 +6,13 @@ those of the official TeaCache4FLUX, with target-only residuals.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
 from topi.errors import ToPiError
-from topi.methods.base import BlockInput, Call, check_one_of
-from topi.methods.temporal import ROWS, Memory, TemporalCache, choose_rows, relative_change
+from topi.methods.base import BlockInput, Call
+from topi.methods.temporal import Memory, TemporalCache, relative_change
 
 
 def rescale(change: float, coefficients: Sequence[float], ceiling: float) -> float:
@@ -41,15 +41,14 @@ class TeaMemory(Memory):
 class TeaCache(TemporalCache):
     """Accumulate the rescaled change of the first block's modulated input; skip below a threshold.
 
-    The first and the last step are computed in any case.
+    The change is over all image tokens, as the published polynomials want it. The first and the
+    last step are computed in any case.
 
     Args:
         threshold: of the accumulated change (delta of the paper); 0 computes every step.
         coefficients: of the polynomial, highest power first. None: the model's own, published for
             FLUX.1 Kontext and Qwen-Image, fitted by `topi fit-cache` for others.
         ceiling: the largest change the polynomial is used for; None: the model's own.
-        rows: the change is that of all "image" tokens, as the published polynomials want it, or
-            of the "target" tokens alone, which needs another fit.
     """
 
     variants: ClassVar = {"teacache": {}}
@@ -59,7 +58,6 @@ class TeaCache(TemporalCache):
     threshold: float = 0.3
     coefficients: tuple[float, ...] | None = None
     ceiling: float | None = None
-    rows: Literal["image", "target"] = "image"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,7 +69,6 @@ class TeaCache(TemporalCache):
                 raise ToPiError("coefficients is empty; give them with the highest power first.")
             if self.ceiling is None:
                 self.ceiling = float("inf")
-        check_one_of("rows", self.rows, ROWS)
 
     def new_memory(self) -> TeaMemory:
         """Without any drift."""
@@ -79,7 +76,7 @@ class TeaCache(TemporalCache):
 
     def may_skip(self, call: Call, block: BlockInput, memory: TeaMemory) -> bool:
         """Is the accumulated change below the threshold?"""
-        signal = choose_rows(block.normed(), self.rows, call)
+        signal = block.normed()
         if memory.signal is not None:
             memory.drift += rescale(relative_change(signal, memory.signal), **self._fit)
         memory.signal = signal

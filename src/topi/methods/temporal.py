@@ -17,7 +17,6 @@ from topi.models import ModelFacts
 
 CFG_DECISIONS = ("shared", "separate")
 SCHEDULES = ("computed", "all")
-ROWS = ("image", "target")
 
 
 def relative_change(now: Tensor, before: Tensor) -> float:
@@ -155,8 +154,3 @@ class TemporalCache(Method):
     def computed(self, call: Call, memory: Memory, states: Tensor) -> None:
         """The blocks have run and yielded target states [B, G, D]."""
         memory.residual = states - memory.start
-
-
-def choose_rows(states: Tensor, rows: str, call: Call) -> Tensor:
-    """The image tokens that a statistic is over: all, "image", or the "target" tokens."""
-    return states if rows == "image" else states[:, : call.layout.n_target]
