@@ -24,6 +24,7 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	touch $@
 
 test: setup
+	-@slurm/test_cluster/install.sh
 	$(BIN)/python -m pytest
 
 demo: setup

@@ -21,8 +21,8 @@ AutoDetect=off
 NodeName=$host Name=gpu Type=a100 File=$root/dev/nvidia[0-1]
 NodeName=$host Name=gpu Type=h20 File=$root/dev/nvidia[2-3]
 EOF
-# cred_expire: a requeued job waits this long (default 120 s).  MinJobAge: finished jobs stay visible, as there
-# is no accounting.  Two partitions: jobs of "high" preempt those of "main", which get 5 s after SIGTERM.
+# cred_expire: a requeued job waits so many seconds (default: 120).  MinJobAge: ended jobs stay visible, as
+# there is no accounting.  Jobs of partition "high" preempt those of "main".
 cat >"$root/slurm.conf" <<EOF
 ClusterName=test
 SlurmctldHost=$host(127.0.0.1)
@@ -59,7 +59,7 @@ MinJobAge=3600
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=$host NodeAddr=127.0.0.1 CPUs=8 Boards=1 Sockets=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=$memory Gres=gpu:a100:2,gpu:h20:2 State=UNKNOWN
-PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=5
+PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
 PartitionName=high Nodes=$host MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=off
 EOF
 
