@@ -79,6 +79,25 @@ def test_batched_edits_equal_single_ones(editor):
         assert np.abs(single - np.asarray(image)).max() <= 1
 
 
+def test_shown_are_the_best_typical_and_worst():
+    rows = [
+        {"category": CATEGORIES[k % 4], "psnr": 20.0 + k // 4, "copy_psnr": 20.0} for k in range(40)
+    ]
+    assert model_card.shown(rows)[CATEGORIES[1]] == [37, 33, 21, 17, 5, 1]
+
+
+def test_edits_are_counted_as_made_by_the_check(editor):
+    evaluation = MiniEdit("evaluation", 64)
+    rows = [compare(evaluation[3], evaluation[3].target) | {"made": made} for made in (True, False)]
+    rows.append(compare(evaluation[0], evaluation[0].target) | {"made": None})
+    told = model_card.quality(rows)
+    assert told["made"] == 0.5
+    assert {task: row["made"] for task, row in told["by_task"].items()} == {
+        "camera_move/pan": None,
+        "local_edit/add": 0.5,
+    }
+
+
 def test_measured_card_is_complete(card, editor):
     assert set(card["pruning"]["half"]) == set(model_card.HALF)
     influence = card["pruning"]["half"]["influence (Eq. 9)"]
@@ -89,13 +108,20 @@ def test_measured_card_is_complete(card, editor):
     for category in CATEGORIES:
         assert kept[0][category] <= kept[1][category] <= kept[2][category] <= 1
     assert card["quality"]["samples"] == 8
+    assert 0 <= card["quality"]["made"] <= 1  # of the two local edits
+    assert card["quality"]["by_task"]["camera_move/pan"]["made"] is None
+    assert (card["transformer"], card["pipeline"]) == (
+        "FluxTransformer2DModel",
+        "FluxKontextPipeline",
+    )
     assert editor.transformer.config["representative_layers"] == card["calibration"]["layers"]
 
 
-def test_card_is_written_beside_the_weights(card, calibration, tmp_path):
+def test_card_is_written_beside_the_weights(card, calibration, editor, tmp_path):
     (tmp_path / "recipe.json").write_text(json.dumps(RECIPE))
     (tmp_path / "config.json").write_text(json.dumps({"num_layers": 1}))
-    model_card.write(card, calibration, tmp_path)
+    grid = model_card.picture_grid(editor, card["shown"])
+    model_card.write(card, calibration, grid, tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "not the weights" in text and "{{" not in text and "{%" not in text
     assert "- Run 1: from scratch; 1 minute. `python`\n- Run 2" in text
@@ -104,6 +130,7 @@ def test_card_is_written_beside_the_weights(card, calibration, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config == {"num_layers": 1, "representative_layers": list(calibration.layers)}
     assert read_calibration(tmp_path / "calibration.json") == calibration
+    assert Image.open(tmp_path / "edits.png").size == (6 * (3 * 64 + 8), 4 * 72)
     assert json.loads((tmp_path / "card.json").read_text())["quality"]["samples"] == 8
 
 

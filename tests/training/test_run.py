@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -104,6 +105,9 @@ def test_training_lowers_the_loss(train, prompts, tmp_path):
         losses.append(float(module.training_step(batch, 0)))
     assert losses[1] < losses[0]
     told = json.loads((out / "recipe.json").read_text())
+    logged = pd.read_csv(out / "curves.csv")
+    assert logged.groupby(["run", "phase"]).ngroups == 3 and logged["run"].is_monotonic_increasing
+    assert (logged.groupby(["run", "phase"])["psnr_local_edit"].count() > 0).all()
     assert len(told["runs"]) == 2 and "20 steps of 4 at 48x48 px" in told["runs"][1]["training"]
 
 

@@ -1,6 +1,6 @@
 """How well an editor edits: its images against the true edits of held-out samples."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ def compare(sample: EditSample, edited: Image.Image) -> dict[str, object]:
     where there are no such pixels.
     """
     target, reference, image = (
-        np.asarray(i.convert("RGB")) for i in (sample.target, sample.references[0], edited)
+        np.asarray(i.convert("RGB")) for i in (sample.target, sample.copy, edited)
     )
     row: dict[str, object] = {"id": sample.id, "category": sample.category, "task": sample.task}
     regions = {"": None, "_changed": sample.changed, "_unchanged": ~sample.changed}
@@ -37,7 +37,13 @@ def compare(sample: EditSample, edited: Image.Image) -> dict[str, object]:
 
 
 def edit_batch(editor: Editor, samples: Sequence[EditSample], seed: int) -> list[Image.Image]:
-    """The images that `editor.edit` would give one by one, in one pipeline call (Kontext only)."""
+    """The images that `editor.edit` would give one by one, in one pipeline call where it can be.
+
+    That is on Kontext, with references of one size; the Qwen pipelines take one picture a call.
+    """
+    sizes = {(sample.size, *(image.size for image in sample.references)) for sample in samples}
+    if editor.config.kind != "kontext" or len(sizes) > 1:
+        return [editor.edit(sample, seed) for sample in samples]
     pixels = np.stack([np.asarray(s.references[0].convert("RGB")) for s in samples])
     arguments = editor.arguments(samples[0], seed) | {
         "image": torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255,
@@ -48,12 +54,23 @@ def edit_batch(editor: Editor, samples: Sequence[EditSample], seed: int) -> list
 
 
 def held_out_rows(
-    editor: Editor, samples: Iterable[EditSample], seed: int = 0, batch: int = 8
+    editor: Editor,
+    samples: Iterable[EditSample],
+    seed: int = 0,
+    batch: int = 8,
+    made: Callable[[int, Image.Image], bool | None] = lambda index, image: None,
 ) -> list[dict[str, object]]:
-    """`compare` for every sample, edited `batch` at a time."""
+    """`compare` for every sample, edited `batch` at a time.
+
+    Args:
+        made: (index of the sample, edited image) -> was the edit made that was asked for? None
+            where that cannot be told.
+    """
     samples, rows = list(samples), []
     starts = range(0, len(samples), batch)
     for start in track(starts, f"{editor.name}: held-out edits"):
         chunk = samples[start : start + batch]
-        rows += map(compare, chunk, edit_batch(editor, chunk, seed))
+        images = edit_batch(editor, chunk, seed)
+        for index, (sample, image) in enumerate(zip(chunk, images, strict=True), start):
+            rows.append(compare(sample, image) | {"made": made(index, image)})
     return rows

@@ -1,4 +1,4 @@
-"""The model card of the stand-in, measured anew by `python -m topi.evaluation.model_card`."""
+"""The model card of a stand-in, measured anew by `python -m topi.evaluation.model_card MODEL`."""
 
 import argparse
 import json
@@ -8,14 +8,19 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from hydra import compose, initialize_config_dir
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from omegaconf import OmegaConf
+from PIL import Image
 from rich.progress import track
 
+from topi.config import conf_folder
 from topi.data import CATEGORIES, EditSample, MiniEdit
+from topi.data.edit_check import check_edit
 from topi.evaluation.calibration import calibrate, ship
 from topi.evaluation.held_out import held_out_rows, psnr
 from topi.methods import make_method
-from topi.models.editor import Editor, ModelConfig, load_editor
+from topi.models.editor import Editor, load_editor
 from topi.models.standin import weights_folder
 from topi.results.calibration import Calibration
 
@@ -42,8 +47,17 @@ def _by_category(rows: Sequence[Mapping], column: str) -> dict[str, float | None
     return means
 
 
+def _share_made(rows: Sequence[Mapping]) -> float | None:
+    """Share of the checked samples whose edit was made as asked for; None if none was checked."""
+    verdicts = [row["made"] for row in rows if row.get("made") is not None]
+    return fmean(verdicts) if verdicts else None
+
+
 def quality(rows: Sequence[Mapping]) -> dict:
-    """Mean PSNR to the true edit per category and per task, with that of the copied reference."""
+    """Mean PSNR to the true edit per category and per task, with that of the copied reference.
+
+    And the share of local edits that were made as asked for, by the check of `data.edit_check`.
+    """
     columns = [c for c in rows[0] if "psnr" in c]
     tasks: dict[str, dict[str, float | None]] = {}
     for category in CATEGORIES:
@@ -53,16 +67,28 @@ def quality(rows: Sequence[Mapping]) -> dict:
                 c: fmean([r[c] for r in chosen if r[c] is not None] or [float("nan")])
                 for c in ("psnr", "copy_psnr", "psnr_changed")
             }
+            tasks[f"{category}/{task}"]["made"] = _share_made(chosen)
     return {
         "samples": len(rows),
+        "made": _share_made(rows),
         "by_category": {c: _by_category(rows, c) for c in columns},
         "by_task": tasks,
     }
 
 
-def pruning(editor: Editor, samples: Sequence[EditSample], front_layers: int) -> dict:
-    """Keep ratio at each tau and PSNR to the full output at half of the tokens, per category."""
-    methods = {f"tau={tau}": ("topi", {"tau": tau}) for tau in TAUS} | HALF
+def pruning(
+    editor: Editor,
+    samples: Sequence[EditSample],
+    front_layers: int,
+    half: Mapping[str, tuple[str, Mapping]] = HALF,
+) -> dict:
+    """Keep ratio at each tau and PSNR to the full output at half of the tokens, per category.
+
+    Args:
+        half: label -> name and parameters of what keeps half of the tokens; differences are to the
+            first.
+    """
+    methods = {f"tau={tau}": ("topi", {"tau": tau}) for tau in TAUS} | dict(half)
     rows: dict[str, list[dict]] = {label: [] for label in methods}
     for seed, sample in enumerate(track(samples, f"pruning {editor.name}")):
         full = np.asarray(editor.edit(sample, seed))
@@ -78,7 +104,7 @@ def pruning(editor: Editor, samples: Sequence[EditSample], front_layers: int) ->
                     "keep_ratio": fmean(pruned or [1.0]),
                 }
             )
-    influence = np.array([r["psnr"] for r in rows["influence (Eq. 9)"]])
+    influence = np.array([r["psnr"] for r in rows[next(iter(half))]])
 
     def summary(label: str) -> dict:
         values = np.array([r["psnr"] for r in rows[label]])
@@ -92,8 +118,8 @@ def pruning(editor: Editor, samples: Sequence[EditSample], front_layers: int) ->
 
     return {
         "samples": len(samples),
-        "tau": {label: summary(label) for label in methods if label not in HALF},
-        "half": {label: summary(label) for label in HALF},
+        "tau": {label: summary(label) for label in methods if label not in half},
+        "half": {label: summary(label) for label in half},
     }
 
 
@@ -117,9 +143,17 @@ def measure(
     size = editor.config.height
     editor.transformer.register_to_config(representative_layers=list(calibration.layers))
     evaluation = MiniEdit("evaluation", size)
-    rows = held_out_rows(editor, _take(evaluation, held_out))
+
+    def made(index: int, image: Image.Image) -> bool | None:
+        local = evaluation[index].category == "local_edit"
+        return check_edit("evaluation", index, size, image).made if local else None
+
+    rows = held_out_rows(editor, _take(evaluation, held_out), made=made)
     return {
         "model": editor.name,
+        "transformer": type(editor.transformer).__name__,
+        "pipeline": type(editor.pipe).__name__,
+        "shown": shown(rows),
         "weights": editor.fingerprint(),
         "parameters": sum(p.numel() for p in editor.transformer.parameters()),
         "steps": editor.steps,
@@ -134,6 +168,34 @@ def _take(data: MiniEdit, count: int):
     return (data[i] for i in range(min(count, len(data))))
 
 
+def shown(rows: Sequence[Mapping]) -> dict[str, list[int]]:
+    """category -> indices of its best, typical and worst edits: two of each, by gain over copying.
+
+    Gain is PSNR minus that of the untouched reference; typical is around the median.
+    """
+    chosen: dict[str, list[int]] = {}
+    for category in CATEGORIES:
+        inside = [k for k, row in enumerate(rows) if row["category"] == category]
+        inside.sort(key=lambda k: rows[k]["copy_psnr"] - rows[k]["psnr"])
+        middle = len(inside) // 2
+        chosen[category] = inside[:2] + inside[max(middle - 1, 0) : middle + 1] + inside[-2:]
+    return chosen
+
+
+def picture_grid(editor: Editor, chosen: Mapping[str, Sequence[int]]) -> Image.Image:
+    """Reference, edit and true edit of the samples of `shown`, one category per row."""
+    evaluation = MiniEdit("evaluation", editor.config.height)
+    rows = []
+    for indices in chosen.values():
+        cells = []
+        for sample in (evaluation[k] for k in indices):
+            images = (sample.copy, editor.edit(sample), sample.target)
+            cells += [np.asarray(image.convert("RGB")) for image in images]
+            cells.append(np.full((cells[0].shape[0], 8, 3), 255, np.uint8))
+        rows += [np.concatenate(cells, 1), np.full((8, sum(c.shape[1] for c in cells), 3), 255)]
+    return Image.fromarray(np.concatenate(rows).astype(np.uint8))
+
+
 def render(card: Mapping, recipe: Mapping) -> str:
     """The card as Markdown, from `measure` and the recipe of the training run."""
     templates = Environment(
@@ -145,11 +207,12 @@ def render(card: Mapping, recipe: Mapping) -> str:
     return templates.get_template("model_card.md.j2").render(card=card, recipe=recipe)
 
 
-def write(card: Mapping, calibration: Calibration, folder: Path) -> None:
-    """card.json, README.md and the calibration beside the weights.
+def write(card: Mapping, calibration: Calibration, grid: Image.Image, folder: Path) -> None:
+    """card.json, README.md, edits.png and the calibration beside the weights.
 
     The recipe of the training run is read from `folder/recipe.json`.
     """
+    grid.save(folder / "edits.png", optimize=True)
     recipe = json.loads((folder / "recipe.json").read_text())
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     (folder / "README.md").write_text(render(card, recipe))
@@ -157,21 +220,22 @@ def write(card: Mapping, calibration: Calibration, folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure the shipped stand-in and write its card."""
+    """Measure a shipped stand-in and write its card."""
     parser = argparse.ArgumentParser(prog="python -m topi.evaluation.model_card")
-    parser.add_argument("--held-out", type=int, default=256, help="samples for the true edits")
+    parser.add_argument("model", nargs="?", default="kontext_standin")
+    parser.add_argument("--held-out", type=int, default=512, help="samples for the true edits")
     parser.add_argument("--calibration", type=int, default=48, help="samples for the layers")
     parser.add_argument("--samples", type=int, default=32, help="samples for pruning")
-    parser.add_argument("--steps", type=int, default=28)
     args = parser.parse_args(argv)
-    config = ModelConfig(
-        "kontext_standin", "kontext", "standin", args.steps, height=128, width=128, front_layers=2
-    )
-    editor = load_editor(config)
-    data = MiniEdit("calibration", config.height, args.calibration)
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        settings = compose("config", [f"model={args.model}"]).model
+    editor = load_editor(OmegaConf.to_container(settings))
+    data = MiniEdit("calibration", editor.config.height, args.calibration)
     calibration = calibrate(editor, data, more={"data": data.fingerprint()})
-    write(measure(editor, calibration, args.held_out, args.samples), calibration, weights_folder())
-    print(f"wrote {weights_folder() / 'README.md'}")
+    card = measure(editor, calibration, args.held_out, args.samples)
+    folder = weights_folder(args.model)
+    write(card, calibration, picture_grid(editor, card["shown"]), folder)
+    print(f"wrote {folder / 'README.md'}")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 import json
 import logging
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pandas as pd
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
@@ -159,19 +161,21 @@ def train(config: TrainingConfig) -> bool:
     save_standin(module.transformer, module.vae, out)
     told = {"architecture": architecture(module.transformer), "runs": runs(config, out)}
     (out / "recipe.json").write_text(json.dumps(told, indent=1) + "\n")
+    if config.logger == "csv":
+        curves(config, out).to_csv(out / "curves.csv", index=False, float_format="%.6g")
     if config.ship:
         folder = weights_folder(config.model.name)
         save_standin(module.transformer, module.vae, folder)
-        (folder / "recipe.json").write_text(json.dumps(told, indent=1) + "\n")
+        for name in ("recipe.json", "curves.csv"):
+            if (out / name).exists():
+                shutil.copy(out / name, folder)
     return True
 
 
 def starting_point(config: TrainingConfig, out: Path) -> tuple[nn.Module, nn.Module]:
     """(transformer, VAE) to begin with: new ones, the shipped ones or those of an earlier run."""
-    if config.start == "shipped":
-        return load_parts(weights_folder(config.model.name))
-    if config.start != "scratch":
-        return load_parts(Path(config.start))
+    if source := before(config):
+        return load_parts(source)
     transformer = FAMILIES[config.model.kind].new(**config.model.transformer)
     if config.model.latents == "conv":
         return transformer, train_autoencoder(out, config.accelerator, config.seed, config.workers)
@@ -213,7 +217,7 @@ def train_phase(module: EditorTraining, config: TrainingConfig, index: int, phas
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=50,
-        logger=logger_of(config, index),
+        logger=logger_of(config, index, start),
         callbacks=[EMAWeightAveraging(decay=config.ema), checkpoints],
         enable_model_summary=False,
     )
@@ -235,10 +239,10 @@ def train_phase(module: EditorTraining, config: TrainingConfig, index: int, phas
     return True
 
 
-def logger_of(config: TrainingConfig, index: int) -> Logger:
-    """CSV always works offline; W&B on request."""
+def logger_of(config: TrainingConfig, index: int, start: int) -> Logger:
+    """CSV, one file per attempt named by its first step, or W&B."""
     if config.logger == "csv":
-        return CSVLogger(config.out, name="log", version=f"phase-{index}")
+        return CSVLogger(config.out, name="log", version=f"phase-{index}/{start}")
     return WandbLogger(
         project="topi",
         name=f"{config.model.name} phase {index}",
@@ -248,13 +252,37 @@ def logger_of(config: TrainingConfig, index: int) -> Logger:
     )
 
 
+def before(config: TrainingConfig) -> Path | None:
+    """The folder whose weights the run starts from; None if it starts from scratch."""
+    if config.start == "scratch":
+        return None
+    return weights_folder(config.model.name) if config.start == "shipped" else Path(config.start)
+
+
+def curves(config: TrainingConfig, out: Path) -> pd.DataFrame:
+    """What was logged, in order: run, phase, step, lr, v_mse and the PSNR of each category.
+
+    A killed phase logs some steps twice; the later ones count.
+    """
+    source = before(config)
+    earlier = source / "curves.csv" if source else None
+    parts = [pd.read_csv(earlier)] if earlier and earlier.exists() else []
+    run = 1 + (int(parts[0]["run"].max()) if parts else 0)
+    for phase in range(len(config.phases)):
+        logs = (out / "log" / f"phase-{phase}").glob("*/metrics.csv")
+        logs = sorted(logs, key=lambda log: int(log.parent.name))
+        logged = pd.concat([pd.read_csv(log) for log in logs])
+        logged = logged.groupby("step", as_index=False).last()  # of each column, if it is there
+        logged.insert(0, "run", run)
+        logged.insert(1, "phase", phase)
+        parts.append(logged.drop(columns="epoch"))
+    return pd.concat(parts, ignore_index=True)
+
+
 def runs(config: TrainingConfig, out: Path) -> list[dict[str, str]]:
     """What the model card tells: this run, after those whose weights it started from."""
-    before: list[dict[str, str]] = []
-    if config.start != "scratch":
-        shipped = config.start == "shipped"
-        source = weights_folder(config.model.name) if shipped else Path(config.start)
-        before = json.loads((source / "recipe.json").read_text())["runs"]
+    source = before(config)
+    earlier = json.loads((source / "recipe.json").read_text())["runs"] if source else []
     done = [
         json.loads((out / f"phase-{k}/done.json").read_text()) for k in range(len(config.phases))
     ]
@@ -274,7 +302,7 @@ def runs(config: TrainingConfig, out: Path) -> list[dict[str, str]]:
         "cost": f"{minutes:.0f} minutes on {config.hardware}, {waiting:.1%} of them spent waiting "
         "for data",
     }
-    return [*before, run]
+    return [*earlier, run]
 
 
 def architecture(transformer: nn.Module) -> str:
