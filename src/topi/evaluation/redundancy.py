@@ -7,10 +7,12 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from PIL import Image
 
 from topi.data import EditSample, MiniEdit
 from topi.evaluation.calibration import calibrate
@@ -60,6 +62,20 @@ def measure(
     }
 
 
+def enlarge(sample: EditSample, factor: int) -> EditSample:
+    """The same sample with all its images enlarged `factor` times."""
+
+    def larger(image: Image.Image) -> Image.Image:
+        return image.resize((image.width * factor, image.height * factor), Image.BICUBIC)
+
+    return replace(
+        sample,
+        references=tuple(map(larger, sample.references)),
+        target=larger(sample.target),
+        size=(sample.target.height * factor, sample.target.width * factor),
+    )
+
+
 def table(measured: Sequence[Mapping]) -> str:
     """Markdown: one row per run. Differences are to influence, in dB, with their standard error."""
     heads = ["run", "to truth", "mean S", "highest S", "keep at tau 0.85", "influence"]
@@ -94,8 +110,10 @@ def main(argv: list[str] | None = None) -> None:
     for folder in args.runs:
         kept = folder / f"redundancy-{args.size}-{args.steps}-{args.samples}.json"
         if not kept.exists():
-            editor = open_run(folder, args.size, args.steps)
-            files.write_json(kept, measure(editor, samples, calibration))
+            factor = json.loads((folder / "recipe.json").read_text())["enlarge"]
+            editor = open_run(folder, args.size * factor, args.steps)
+            seen = [[enlarge(s, factor) for s in data] for data in (samples, calibration)]
+            files.write_json(kept, measure(editor, *seen))
         measured.append(json.loads(kept.read_text()))
     args.out.write_text(table(measured))
     print(table(measured))

@@ -115,8 +115,6 @@ def read_training(composed: DictConfig) -> TrainingConfig:
     for k, phase in enumerate(config.phases):
         if (phase.steps is None) == (phase.minutes is None):
             raise ConfigError(f"phases.{k} needs either steps or minutes.")
-        if any(side % 16 for size in phase.sizes for side in size if config.data.enlarge > 1):
-            raise ConfigError(f"phases.{k}.sizes must be multiples of 16 with data.enlarge.")
         if any(len(size) != 2 or side % 8 for size in phase.sizes for side in size):
             raise ConfigError(f"phases.{k}.sizes must be [height, width] in multiples of 8.")
     if config.data.plus and config.model.kind == "kontext":
@@ -159,7 +157,8 @@ def train(config: TrainingConfig) -> bool:
             log.info("stopped in phase %d; the same command goes on from here", index)
             return False
     save_standin(module.transformer, module.vae, out)
-    told = {"architecture": architecture(module.transformer), "runs": runs(config, out)}
+    told = {"architecture": architecture(module.transformer), "enlarge": config.data.enlarge}
+    told["runs"] = runs(config, out)
     (out / "recipe.json").write_text(json.dumps(told, indent=1) + "\n")
     if config.logger == "csv":
         curves(config, out).to_csv(out / "curves.csv", index=False, float_format="%.6g")

@@ -34,7 +34,7 @@ class Draw:
         batch: samples per batch at the size of the first entry; larger images make smaller batches.
         shift: references are shifted by up to so many pixels in each direction.
         scale: references are scaled by a factor between 1 / scale and scale.
-        enlarge: draw at 1 / enlarge of the size and enlarge, so that objects span more tokens.
+        enlarge: draw at the size, then enlarge so many times: objects span more tokens.
         plus: share of batches with two references.
         reference_size: (height, width) of an image -> that at which the pipeline sees it.
         seed: of everything random here.
@@ -57,9 +57,9 @@ def draw_batch(draw: Draw, step: int, offset: int = 0) -> Batch:
     pixels = draw.sizes[0][0] * draw.sizes[0][1]
     count = max(1, round(draw.batch * pixels / (size[0] * size[1])))
     first = int(rng.integers(1 << 40))
-    small = (size[0] // draw.enlarge, size[1] // draw.enlarge)
     several = rng.random() < draw.plus
-    rows = [_draw(several, first + k, small) for k in range(count)]
+    rows = [_draw(several, first + k, size) for k in range(count)]
+    size = enlarged(size, draw.enlarge)
     references, edited, prompts, categories = [], [], [], []
     for before, after, prompt, category in rows:
         edited.append(resized(after, size))
@@ -85,6 +85,11 @@ def _draw(
         return (first, second), after, prompt, category
     before, after, prompt, category, _ = draw_pair("train", index, size)
     return (before,), after, prompt, category
+
+
+def enlarged(size: Size, factor: int) -> Size:
+    """(height, width), `factor` times."""
+    return size[0] * factor, size[1] * factor
 
 
 def stacked(images: Sequence[np.ndarray]) -> Tensor:
@@ -139,9 +144,8 @@ def loader(draw: Draw, offset: int, start: int, workers: int) -> DataLoader:
 
 def validation_batches(draw: Draw, count: int = 24) -> list[Batch]:
     """Calibration samples of the first size, by category, in one batch."""
-    size = tuple(draw.sizes[0])
-    small = (size[0] // draw.enlarge, size[1] // draw.enlarge)
-    pairs = [draw_pair("calibration", k, small) for k in range(count)]
+    pairs = [draw_pair("calibration", k, tuple(draw.sizes[0])) for k in range(count)]
+    size = enlarged(draw.sizes[0], draw.enlarge)
     pairs.sort(key=lambda p: CATEGORIES.index(p[3]))
     before, after, prompts, categories, _ = zip(*pairs, strict=True)
     references = stacked([resized(b, draw.reference_size(size)) for b in before])

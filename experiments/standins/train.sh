@@ -1,0 +1,24 @@
+#!/bin/sh
+# Trains both stand-ins, measures their cards, then runs the factor study of what makes references redundant.
+# usage: experiments/standins/train.sh [schedule] [factor schedule]     (gpu | cpu | smoke, study | smoke)
+# Every step goes on where it was stopped; run it again until it says nothing more.
+set -eu
+schedule=${1:-gpu}
+study=${2:-study}
+hardware=${HARDWARE:-an unnamed machine}
+python=${PYTHON:-.venv/bin/python}
+
+for model in kontext_standin qwen_standin; do
+    data=mini_edit
+    test "$model" = kontext_standin || data=mini_edit_plus
+    "$python" -m topi.training model=$model data=$data schedule="$schedule" workers="${WORKERS:-1}" \
+        hardware="'$hardware'" ship="${SHIP:-true}"
+    test "${SHIP:-true}" = false || "$python" -m topi.evaluation.model_card $model
+done
+
+for factor in none no_copy_head conv_latents moved_references fine_grid deeper; do
+    "$python" -m topi.training factor=$factor schedule="$study" workers="${WORKERS:-1}" \
+        out=results/redundancy/$factor hardware="'$hardware'"
+done
+"$python" -m topi.evaluation.redundancy results/redundancy/*/ --out results/redundancy/table.md \
+    --samples "${SAMPLES:-48}"
