@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv
 UV_VERSION := 0.13.8
 
-.PHONY: setup test demo report lint lock
+.PHONY: setup test demo report paper lint lock
 .DEFAULT_GOAL := test
 
 setup: $(VENV)/.ready .weights/alexnet.ckpt
@@ -33,6 +33,11 @@ demo: setup
 
 report: setup
 	$(BIN)/topi report
+
+# Every table, figure and claim of the paper from results that are there; no model runs.
+STORE ?= $(firstword $(wildcard experiments/results) results)
+paper: setup
+	$(BIN)/topi report --store $(STORE) --out report
 
 lint: setup
 	$(BIN)/ruff check .

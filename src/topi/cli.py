@@ -51,9 +51,20 @@ def status(parsed: argparse.Namespace) -> None:
 
 def report(parsed: argparse.Namespace) -> None:
     """Print the tables, and write them with figures and one page."""
+    from topi.data.results_check import check_result
     from topi.report import build
+    from topi.results import Store
 
+    for cell in Store(parsed.store).load_cells():
+        check_result(cell.manifest)
     build(parsed.store, parsed.out)
+
+
+def export(parsed: argparse.Namespace) -> None:
+    """Copy what the paper's artefacts need into a small store that can be committed."""
+    from topi.report.export import export
+
+    print(export(parsed.store, parsed.out))
 
 
 def fetch_lpips(parsed: argparse.Namespace) -> None:
@@ -91,6 +102,22 @@ def fit_cache(parsed: argparse.Namespace) -> None:
     print(f"wrote {path}")
 
 
+def data_check(parsed: argparse.Namespace) -> int:
+    """Tell whether a data set is complete: own edits, AnyEdit-Test, or AnyEdit's parquet files."""
+    from topi.data.check import check
+
+    found = check(parsed.path, parsed.all)
+    print(f"{parsed.path}: {found.kind}, {found.total} rows, images of {found.looked_at} looked at")
+    for (category, kind), number in sorted(found.rows.items()):
+        print(f"  {category:<16} {kind:<26} {number:>8}")
+    for where, reason in found.broken[: parsed.show]:
+        print(f"  broken: {where}: {reason}")
+    if (more := len(found.broken) - parsed.show) > 0:
+        print(f"  and {more} more; --show {len(found.broken)} lists them")
+    print(f"{len(found.broken)} broken" if found.broken else "complete")
+    return 1 if found.broken else 0
+
+
 def _show(table: "Table", path: Path) -> None:
     from rich.console import Console
 
@@ -102,14 +129,17 @@ def _show(table: "Table", path: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="topi", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (status, report, calibrate, probe, fit_cache, fetch_lpips):
+    for command in (status, report, export, calibrate, probe, fit_cache, fetch_lpips):
         name = command.__name__.replace("_", "-")
         sub = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
         sub.set_defaults(command=command)
-        if command in (status, report):
+        if command in (status, report, export):
             sub.add_argument("--store", type=Path, default=Path("results"), help="default: results")
         if command is report:
             sub.add_argument("--out", type=Path, default=Path("report"), help="default: report")
+        if command is export:
+            folder = Path("experiments/results")
+            sub.add_argument("--out", type=Path, default=folder, help=f"default: {folder}")
         if command in (calibrate, probe, fit_cache):
             text = "as for run.py: model=..., data.count=..., store=..."
             sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=text)
@@ -121,5 +151,13 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--ship", action="store_true", help=text)
         if command is calibrate:
             sub.add_argument("--top", type=int, default=3, help="how many layers, default: 3")
+    about = "Look after data sets."
+    data = commands.add_parser("data", help=about, description=about)
+    data = data.add_subparsers(required=True, metavar="COMMAND")
+    sub = data.add_parser("check", help=data_check.__doc__, description=data_check.__doc__)
+    sub.add_argument("path", type=Path, help="a folder")
+    sub.add_argument("--all", action="store_true", help="all images, also of more than 2 GiB")
+    sub.add_argument("--show", type=int, default=20, help="broken rows to name, default: 20")
+    sub.set_defaults(command=data_check)
     add_commands(commands)
     return parser

@@ -1,5 +1,6 @@
 """A small store written by hand in the on-disk format, with pictures that look like something."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -127,3 +128,30 @@ def store_root(tmp_path_factory) -> Path:
 @pytest.fixture
 def new_store():
     return write_store
+
+
+@pytest.fixture(scope="session")
+def paper_module():
+    """`paper_store.py` beside this file; tests are not a package."""
+    spec = importlib.util.spec_from_file_location(
+        "paper_store", Path(__file__).with_name("paper_store.py")
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def paper_root(paper_module, tmp_path_factory) -> Path:
+    """A store with every cell of the paper's artefacts."""
+    return paper_module.write_paper_store(tmp_path_factory.mktemp("paper_store"))
+
+
+@pytest.fixture
+def write_cell(paper_module):
+    return paper_module.write_cell
+
+
+@pytest.fixture
+def write_paper_store(paper_module):
+    return paper_module.write_paper_store

@@ -33,9 +33,15 @@ QUALITY = (
     (r"dropped=merge", 27.0, 1.25, 0.6),
     (r"update_every=0", 29.0, 1.25, 0.6),
     (r"topi ratio=0\.5", 30.0, 1.25, 0.6),
-    (r"ratio=([\d.]+)", lambda r: 30 - 10 * r, lambda r: 1 + 0.5 * r, 1.0),
-    (r"random|checker", 24.0, 1.25, 0.6),
-    (r"", 25.0, 1.25, 1.0),
+    (r"tome.* ratio=([\d.]+)", lambda r: 30 - 10 * r, lambda r: 1 + 0.5 * r, 1.0),
+    (r"toma.* ratio=([\d.]+) merge", lambda r: 29 - 12 * r, lambda r: 1 + r, 1.0),
+    (r"toma.* ratio=([\d.]+)", lambda r: 31 - 8 * r, lambda r: 1 + 0.3 * r, 1.0),
+    (r"random ratio=([\d.]+)", lambda r: 18 + 10 * r, lambda r: 1.5 - 0.5 * r, 0.7),
+    (r"random", 23.0, 1.25, 0.6),
+    (r"checker", 24.0, 1.25, 0.6),
+    (r"toma.*merge_every=1", 23.0, 1.5, 1.0),
+    (r"toma", 27.0, 1.15, 1.0),
+    (r"tomesd", 25.0, 1.25, 1.0),
 )
 
 

@@ -25,7 +25,8 @@ def page(store_root, tmp_path_factory):
 def test_it_writes_tables_figures_and_page(page):
     names = {path.name for path in page.parent.iterdir()}
     tables = {"kontext_standin.md", "kontext_standin.csv", "kontext_standin.tex"}
-    assert names == {"index.html", "figures", *tables}
+    claims = {"claims.md", "claims.csv", "claims.json"}
+    assert names == {"index.html", "figures", "tables", *tables, *claims}
     figures = {path.name for path in (page.parent / "figures").iterdir()}
     assert {"kontext_standin_quality_speed.pdf", "kontext_standin_keep_ratio.png"} <= figures
     assert sum(name.startswith("kontext_standin_grid_") for name in figures) == 8
@@ -34,8 +35,9 @@ def test_it_writes_tables_figures_and_page(page):
 def test_the_page_needs_no_other_file(page):
     html = page.read_text()
     addresses = re.findall(r"""(?:src|href)\s*=\s*["']([^"']{0,30})""", html)
-    assert len(addresses) == 6
-    assert all(address.startswith("data:image/png;base64,") for address in addresses)
+    pictures = [address for address in addresses if not address.startswith("#claim-")]
+    assert len(pictures) >= 6
+    assert all(address.startswith("data:image/png;base64,") for address in pictures)
     assert "url(" not in html
     assert "@import" not in html
 
@@ -46,6 +48,33 @@ def test_the_page_says_what_was_run_and_what_a_stand_in_is(page):
         assert fact in html, fact
     assert html.count("never numbers of FLUX or Qwen") == 1
     assert "Numbers of a stand-in are never" in " ".join(html.split())
+
+
+def test_the_claims_come_first(page):
+    html = page.read_text()
+    order = [html.index(f'<section id="{name}"') for name in ("claims", "tables")]
+    assert order == sorted(order)
+    assert order[-1] < html.index('<section data-model="kontext_standin"')
+    assert html.count('class="chip') > 20
+    anchors = set(re.findall(r'href="#(claim-[\w.-]+)"', html))
+    assert anchors == set(re.findall(r'id="(claim-[\w.-]+)"', html))
+
+
+def test_filters_find_what_they_filter(page):
+    html = page.read_text()
+    categories = set(re.findall(r'<tr data-category="([^"]*)"', html))
+    options = set(re.findall(r"<option>([^<]*)</option>", html))
+    for name in ("Camera move", "All categories"):
+        assert name in categories & options
+    assert set(re.findall(r'<(?:section|div|td|th)[^>]* data-model="(\w+)"', html)) <= options
+    assert "getElementById" in html
+
+
+def test_many_cells_do_not_flood_the_page(paper_root, tmp_path):
+    page = build(paper_root, tmp_path, per_category=1)
+    html = page.read_text()
+    assert html.count("<h4>") <= 3 * 8  # cards
+    assert 'data-method="topi ratio=0.5 layers=random:3"' in html  # but every cell is in a table
 
 
 def test_the_grid_shows_every_picture_and_mask(store_root):

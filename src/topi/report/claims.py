@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
+from rich import box
+from rich.table import Table
+from rich.text import Text as Words
 
 from topi.report.statistics import Estimate
 from topi.report.suite import Run, Suite, best_suites, suites
@@ -21,6 +24,7 @@ REPRODUCED, CONTRADICTED, INCONCLUSIVE, UNTESTABLE = (
     "not testable here",
 )
 VERDICTS = (REPRODUCED, CONTRADICTED, INCONCLUSIVE, UNTESTABLE)
+STYLES = {REPRODUCED: "green", CONTRADICTED: "bold red", INCONCLUSIVE: "yellow", UNTESTABLE: "dim"}
 FEWEST = 4
 """With fewer samples than this nothing is decided: a bootstrap of so few knows no spread."""
 ARITHMETIC = "arithmetic, no model"
@@ -236,9 +240,14 @@ def claims_frame(judged: Iterable[Judged]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def claim_models(judged: Iterable[Judged]) -> list[str]:
+    """Everything that a claim has a finding on."""
+    return list(dict.fromkeys(model for each in judged for model in each.findings))
+
+
 def claims_table(judged: Sequence[Judged]) -> TextTable:
     """The overview: a line per claim, a column per model."""
-    models = list(dict.fromkeys(model for each in judged for model in each.findings))
+    models = claim_models(judged)
     rows = tuple(
         (
             Text(each.claim.name),
@@ -255,6 +264,18 @@ def claims_table(judged: Sequence[Judged]) -> TextTable:
         frame=claims_frame(judged),
         words=2 + len(models),
     )
+
+
+def to_rich_claims(judged: Sequence[Judged]) -> Table:
+    """The overview for the console."""
+    models = claim_models(judged)
+    view = Table(title="Claims of the paper", box=box.SIMPLE_HEAD, title_justify="left")
+    for heading in ("Claim", *models):
+        view.add_column(heading)
+    for each in judged:
+        verdicts = (each.findings[m].verdict if m in each.findings else "" for m in models)
+        view.add_row(each.claim.name, *(Words(v, style=STYLES.get(v, "")) for v in verdicts))
+    return view
 
 
 def claims_markdown(judged: Sequence[Judged], notes_file: Path | None = None) -> str:

@@ -37,7 +37,8 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with plt.style.context(STYLE):
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once, not once per format
+        if figure.get_layout_engine():
+            figure.set_layout_engine("none")  # laid out once, not once per format
         figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
         figure.savefig(folder / f"{name}.png", metadata={"Software": None})
     plt.close(figure)

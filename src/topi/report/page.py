@@ -16,7 +16,9 @@ from rich.console import Console
 
 from topi.errors import ToPiError
 from topi.report import figures
-from topi.report.gallery import gather, keep_ratios
+from topi.report.claims import RULES, claim_models, read_notes, to_rich_claims
+from topi.report.gallery import gather, keep_ratios, shown_labels
+from topi.report.paper import Paper, build_paper
 from topi.report.tables import (
     ALL,
     COLUMNS,
@@ -29,6 +31,7 @@ from topi.report.tables import (
     to_markdown,
     to_rich,
 )
+from topi.report.text_table import Text
 from topi.results.store import Store
 
 STAND_IN = (
@@ -90,11 +93,14 @@ def build(store_root: Path | str, out_dir: Path | str, per_category: int = 2) ->
         table.to_csv(out / f"{group.stem}.csv", index=False)
         console.print(to_rich(table, f"{group.title}: against its own full-context output"))
         models.append(_section(store, group, table, out / "figures", per_category))
+    paper = build_paper(store_root, out)
     environment = Environment(
         loader=PackageLoader("topi.report", "."), autoescape=True, undefined=StrictUndefined
     )
     page = out / "index.html"
-    page.write_text(environment.get_template("page.html.j2").render(models=models, columns=COLUMNS))
+    content = {"models": models, "columns": COLUMNS, **_paper(paper)}
+    page.write_text(environment.get_template("page.html.j2").render(content))
+    console.print(to_rich_claims(paper.judged))
     console.print(f"Page: {page}")
     return page
 
@@ -119,6 +125,35 @@ def comparable(store: Store, rows: pd.DataFrame) -> Iterator[Group]:
             yield Group(title, model if number == 1 else f"{model}-{number}", model, part)
 
 
+def _paper(paper: Paper) -> dict[str, Any]:
+    """What the template needs of the paper's artefacts."""
+    notes = read_notes()
+    return {
+        "rules": RULES,
+        "claims": [(each, notes.get(each.claim.name, "")) for each in paper.judged],
+        "claim_models": claim_models(paper.judged),
+        "tables": [(table, list(_filled(table.rows))) for table in paper.tables],
+        "paper_figures": [
+            Shown(figure.title, data_uri(figure.path), figure.caption, figure.wide)
+            for figure in paper.figures
+        ],
+        "missing": paper.missing,
+    }
+
+
+def _filled(rows: tuple[tuple[Text, ...], ...]) -> Iterator[tuple[str, str, tuple[Text, ...]]]:
+    """`(first, second, fields)` of each row; a first field that is empty is the one above."""
+    first = ""
+    for row in rows:
+        first = row[0].text or first
+        yield first, row[1].text, row
+
+
+def data_uri(path: Path) -> str:
+    """A PNG as a page holds it."""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
 def _section(
     store: Store, group: Group, table: pd.DataFrame, folder: Path, per_category: int
 ) -> dict[str, Any]:
@@ -128,14 +163,17 @@ def _section(
     common, own = split_facts({cell.key: cell.manifest for cell in cells})
     labels = rows.drop_duplicates("cell").set_index("cell")["label"]
     counts = rows["cell"].value_counts()
+    shown = rows[rows["label"].isin(shown_labels(rows, limit=8))]
+    pooled = table[(table["category"] == ALL) & table["label"].isin(shown["label"])]
     return {
         "name": group.title,
+        "model": model,
         "warning": STAND_IN if "standin" in model else TINY if model.startswith("tiny") else "",
         "samples": rows["sample"].nunique(),
-        "glance": [_glance(line) for _, line in table[table["category"] == ALL].iterrows()],
+        "glance": [_glance(line) for _, line in pooled.iterrows()],
         "sections": sections(table),
         "notes": notes(table),
-        "differences": [_difference(line) for _, line in difference_table(rows).iterrows()],
+        "differences": [_difference(line) for _, line in difference_table(shown).iterrows()],
         "figures": list(_figures(store, group, table, folder, per_category)),
         "facts": {n: v for n, v in common.items() if not n.startswith(("config.", "full."))},
         "config": {n: v for n, v in common.items() if n.startswith("config.")},
@@ -191,8 +229,7 @@ def _figures(
 ) -> Iterator[Shown]:
     def shown(figure: Figure, name: str, title: str, caption: str, wide: bool = False) -> Shown:
         path = figures.save(figure, folder, f"{group.stem}_{name}")
-        content = base64.b64encode(path.read_bytes()).decode()
-        return Shown(title, f"data:image/png;base64,{content}", caption, wide)
+        return Shown(title, data_uri(path), caption, wide)
 
     pictures = gather(store, group.rows, per_category)
     for category in dict.fromkeys(picture.category for picture in pictures):
@@ -205,15 +242,17 @@ def _figures(
             "(gold) and dropped (dark) at the first and the last anchor.",
             wide=True,
         )
-    if (table["method"] != "full").any():
+    swept = table[table["label"].map(on_curve)]
+    if (swept["method"] != "full").any():
         yield shown(
-            figures.quality_against_speed(table),
+            figures.quality_against_speed(swept),
             "quality_speed",
             "Quality against speed",
             "All categories pooled, one line per method through its sweep, bars are 95 % bootstrap "
             "intervals. The dotted line is the speed of the full run.",
         )
-    steps = keep_ratios(store, group.rows)
+    few = group.rows[group.rows["label"].isin(shown_labels(group.rows))]
+    steps = keep_ratios(store, few)
     if not steps.empty:
         yield shown(
             figures.keep_ratio_by_step(steps),
@@ -222,6 +261,11 @@ def _figures(
             "Mean over samples, band from the 10th to the 90th percentile. Anchor steps run on the "
             "full context.",
         )
+
+
+def on_curve(label: str) -> bool:
+    """Does a label vary nothing but how much is kept?"""
+    return all(word.startswith(("tau=", "ratio=")) for word in label.split()[1:])
 
 
 def split_facts(

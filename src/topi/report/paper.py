@@ -1,0 +1,251 @@
+"""Every artefact of the paper from a store: claims, Tables 1 to 7, the figures; files and all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
+
+import pandas as pd
+
+from topi.report.artefacts import CURVES, FIG5, FIG10, FIG11, OURS, SHEETS, TEACACHE
+from topi.report.attention_figures import mass_by_layer, mass_by_step, token_relevance
+from topi.report.claim_list import CLAIMS
+from topi.report.claims import (
+    Comparison,
+    Judged,
+    claims_frame,
+    claims_markdown,
+    gather_evidence,
+    judge_all,
+)
+from topi.report.figures import save
+from topi.report.flops_table import flops_table
+from topi.report.paper_figures import FIGURES
+from topi.report.paper_tables import curve_table, equal_speed_table, overhead_table, sheet_table
+from topi.report.suite import MODELS, Suite, best_suites, suites
+from topi.report.text_table import TextTable, to_latex, to_markdown
+from topi.results.probe import ProbeRun, load_probes
+from topi.results.store import Store
+
+_CURVES = [label for curve in CURVES.values() for label in curve]
+NEEDS = {
+    **{sheet.name: sheet.labels for sheet in SHEETS},
+    "table1_curves": _CURVES,
+    "table1_equal_speed": _CURVES,
+    "table7": [OURS],
+    "fig5": list(FIG5.values()),
+    "fig6": list(TEACACHE.values()),
+    "fig7": [OURS],
+    "fig9": [OURS],
+    "fig10": list(FIG10.values()),
+    "fig10_curve": list(FIG10.values()),
+    "fig11": list(FIG11.values()),
+}
+"""Artefact -> the labels of the cells it shows."""
+BUILDERS: dict[str, Callable[[Suite], TextTable]] = {
+    **{sheet.name: lambda suite, sheet=sheet: sheet_table(sheet, suite) for sheet in SHEETS},
+    "table1_curves": curve_table,
+    "table1_equal_speed": equal_speed_table,
+    "table7": overhead_table,
+}
+ATTENTION: dict[str, Callable[[ProbeRun], object]] = {
+    "fig1": mass_by_layer,
+    "fig2": token_relevance,
+    "fig3": mass_by_step,
+}
+CAPTIONS = {
+    "fig1": (
+        "Figure 1. Attention to the reference, layer by layer",
+        "Mean over steps, by category; grey columns are the representative layers.",
+    ),
+    "fig2": (
+        "Figure 2. How relevant single tokens are over the steps",
+        "Bottom: rank correlation of the tokens with the first step.",
+    ),
+    "fig3": (
+        "Figure 3. Total attention to the reference over the steps",
+        "By task; the dotted line is the paper's bound.",
+    ),
+    "table1_curves": (
+        "Quality over speed",
+        "PSNR to full over FLOP-ideal and measured speed-up, all categories pooled. Dashed: merged "
+        "in every step, and the checkerboard flipped at anchors.",
+    ),
+    "fig5": (
+        "Figure 5. ToMeSD, ToMA and ToPi",
+        "One sample of each category; in the corner, PSNR to the full-context output.",
+    ),
+    "fig6": (
+        "Figure 6. ToPi with TeaCache",
+        "Each alone and both; speed-ups over full are measured unless they say ideal.",
+    ),
+    "fig7": (
+        "Figure 7. The tokens kept at each anchor",
+        "Gold: kept at τ=0.85; dark: dropped. t counts down to 1, as in the paper.",
+    ),
+    "fig9": (
+        "Figure 9. Several references",
+        "What ToPi kept of all references at the first and the last anchor.",
+    ),
+    "fig10": (
+        "Figure 10. The threshold τ",
+        "The same edits from τ=1, which is full context, to 0.7.",
+    ),
+    "fig10_curve": (
+        "Figure 10 in numbers",
+        "Means over samples with 95 % intervals.",
+    ),
+    "fig11": (
+        "Figure 11. The mask renewed every ten steps, or drawn once",
+        "Half of the tokens; bars are 95 % intervals of the means, Δ is the paired difference of "
+        "all samples.",
+    ),
+}
+"""Figure -> its title and caption."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure that was written."""
+
+    name: str
+    title: str
+    caption: str
+    path: Path
+    wide: bool
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Everything that was built.
+
+    Args:
+        missing: sentences on what could not be built, and why.
+    """
+
+    judged: list[Judged]
+    tables: list[TextTable]
+    figures: list[Drawn]
+    missing: list[str]
+
+
+def build_paper(root: Path | str, out: Path | str) -> Paper:
+    """Build every artefact and write it.
+
+    `claims.md`, `.csv` and `.json`; `tables/<name>.md`, `.csv`, `.tex`; `figures/<name>.png`,
+    `.pdf`. A pure function of the store: no model runs.
+
+    Args:
+        root: the folder of a `Store`.
+        out: where the files go; made if need be.
+    """
+    store, out = Store(root), Path(out)
+    judged = judge_all(CLAIMS, gather_evidence(store))
+    found = suites(store)
+    tables = list(build_tables(found))
+    figures, missing = build_figures(store, found, out / "figures")
+    _write_claims(judged, out)
+    _write_tables(tables, out / "tables")
+    return Paper(judged, tables, figures, _absent_models(found) + missing)
+
+
+def suites_of(name: str, found: Sequence[Suite]) -> list[Suite]:
+    """The suites that an artefact shows: of each model the one that has most of its cells."""
+    several = name == "fig9"
+    kinds = ("qwen_edit_plus",) if several else tuple(MODELS)
+    return best_suites([suite for suite in found if suite.kind in kinds], NEEDS[name])
+
+
+def build_tables(
+    found: Sequence[Suite], names: Sequence[str] = tuple(BUILDERS)
+) -> Iterator[TextTable]:
+    """The tables, a part per model; Table 6 needs no model."""
+    for name in names:
+        if name == "table7":
+            yield flops_table()
+        for suite in suites_of(name, found):
+            yield BUILDERS[name](suite)
+
+
+def build_figures(
+    store: Store,
+    found: Sequence[Suite],
+    folder: Path,
+    names: Sequence[str] = (*ATTENTION, *FIGURES),
+) -> tuple[list[Drawn], list[str]]:
+    """Write the figures; returns them and sentences on those that the store has no cells for."""
+    figures, missing = [], []
+    probes = load_probes(store.root)
+    for name in names:
+        title, caption = CAPTIONS[name]
+        if name in ATTENTION:
+            for probe in probes:
+                model = probe.manifest["model"]
+                path = save(ATTENTION[name](probe), folder, f"{name}_{model}")
+                figures.append(Drawn(name, f"{title}: {model}", caption, path, wide=False))
+            if not probes:
+                missing.append(f"{title}: nothing was recorded of attention, run `topi probe`.")
+            continue
+        chosen = suites_of(name, found)
+        figure = FIGURES[name](store, chosen) if chosen else None
+        if figure is None:
+            experiment = name.removesuffix("_curves").removesuffix("_curve")
+            missing.append(
+                f"{title}: its cells or pictures are not all in the store, run `python run.py -m "
+                f"experiment={experiment}`."
+            )
+        else:
+            figures.append(Drawn(name, title, caption, save(figure, folder, name), wide=True))
+    return figures, missing
+
+
+def _absent_models(found: Sequence[Suite]) -> list[str]:
+    present = {suite.kind for suite in found}
+    return [
+        f"No model stands for {paper} in this store."
+        for kind, paper in MODELS.items()
+        if kind not in present
+    ]
+
+
+def _write_claims(judged: list[Judged], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "claims.md").write_text(claims_markdown(judged))
+    claims_frame(judged).to_csv(out / "claims.csv", index=False)
+    content = [
+        {
+            name: getattr(each.claim, name)
+            for name in ("name", "statement", "where", "test", "remark")
+        }
+        | {
+            "findings": {
+                model: {
+                    "verdict": finding.verdict,
+                    "reason": finding.reason,
+                    "comparisons": list(map(_plain, finding.comparisons)),
+                }
+                for model, finding in each.findings.items()
+            }
+        }
+        for each in judged
+    ]
+    (out / "claims.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _plain(comparison: Comparison) -> dict[str, object]:
+    """A comparison as JSON has it, which knows neither NaN nor infinity."""
+    numbers = asdict(comparison.estimate).items()
+    estimate = {name: value if isfinite(value) else None for name, value in numbers}
+    return {**asdict(comparison), "estimate": estimate, "outcome": comparison.verdict}
+
+
+def _write_tables(tables: list[TextTable], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in dict.fromkeys(table.name for table in tables):
+        parts = [table for table in tables if table.name == name]
+        (folder / f"{name}.md").write_text("\n".join(map(to_markdown, parts)))
+        (folder / f"{name}.tex").write_text("\n".join(map(to_latex, parts)))
+        pd.concat([part.frame for part in parts]).to_csv(folder / f"{name}.csv", index=False)

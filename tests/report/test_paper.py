@@ -1,0 +1,172 @@
+"""Every artefact of the paper from the fixture store: files, figures, no overlap."""
+
+import json
+import re
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pytest
+from PIL import Image
+
+from topi.errors import ToPiError
+from topi.report.export import export
+from topi.report.paper import BUILDERS, CAPTIONS, NEEDS, build_paper, suites_of
+from topi.report.paper_figures import FIGURES, shown_samples
+from topi.report.sheet import Block, Tile, draw
+from topi.report.suite import suites
+from topi.results.store import Store
+
+matplotlib.use("Agg")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def built(paper_root, tmp_path_factory):
+    out = tmp_path_factory.mktemp("paper")
+    return build_paper(paper_root, out), out
+
+
+def test_all_artefacts_are_built(built):
+    paper, out = built
+    assert paper.missing == []
+    tables = {path.stem for path in (out / "tables").iterdir()}
+    assert tables == {*BUILDERS, "table6"}
+    for name in tables:
+        for end in ("md", "tex", "csv"):
+            assert (out / "tables" / f"{name}.{end}").stat().st_size
+    figures = {path.name for path in (out / "figures").iterdir()}
+    for name in FIGURES:
+        assert {f"{name}.png", f"{name}.pdf"} <= figures
+    for number in (1, 2, 3):
+        assert f"fig{number}_kontext_standin.pdf" in figures
+    assert set(CAPTIONS) == {figure.name for figure in paper.figures}
+
+
+def test_each_table_has_a_part_per_model(built):
+    paper, _ = built
+    for name in BUILDERS:
+        models = [t.title.rpartition(": ")[2] for t in paper.tables if t.name == name]
+        assert models == ["kontext_standin", "qwen_standin"]
+
+
+def test_claims_are_written_for_readers_and_machines(built):
+    _, out = built
+    content = json.loads((out / "claims.json").read_text(), parse_constant=pytest.fail)
+    quality = next(claim for claim in content if claim["name"] == "best-quality")
+    assert quality["findings"]["kontext_standin"]["verdict"] == "reproduced"
+    assert quality["findings"]["kontext_standin"]["comparisons"][0]["estimate"]["n"] == 16
+    assert (out / "claims.md").read_text().startswith("# Claims of the paper")
+    assert (out / "claims.csv").stat().st_size
+
+
+def test_a_store_without_pictures_says_so(tmp_path, write_cell):
+    write_cell(tmp_path, "kontext_standin", "topi tau=0.85", pictures=0)
+    paper = build_paper(tmp_path, tmp_path / "out")
+    said = "\n".join(paper.missing)
+    for name in ("fig5", "fig7", "fig9", "fig11"):
+        assert f"experiment={name}." in said
+    assert "No model stands for Qwen-Image-Edit in this store." in said
+    assert "run `topi probe`" in said
+    assert not {figure.name for figure in paper.figures} & {"fig5", "fig7", "fig9", "fig11"}
+
+
+def test_the_sizes_of_figures_fit_a_page(built):
+    _, out = built
+    for name in FIGURES:
+        with Image.open(out / "figures" / f"{name}.png") as image:
+            assert 1100 <= image.width <= 1200, name  # 6.75 inches
+            assert image.height <= 1.4 * image.width, name
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_text_overlaps(paper_root, name):
+    store = Store(paper_root)
+    figure = FIGURES[name](store, suites_of(name, suites(store)))
+    figure.canvas.draw()
+    texts = [*figure.texts, *(t for legend in figure.legends for t in legend.get_texts())]
+    for ax in figure.axes:
+        if ax.axison:
+            texts += [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.get_xticklabels()]
+        texts += ax.texts
+    boxes = [t.get_window_extent() for t in texts if t.get_text() and t.get_visible()]
+    plt.close(figure)
+    assert len(boxes) > 5
+    for number, one in enumerate(boxes):
+        assert figure.bbox.x0 - 1 <= one.x0
+        assert one.x1 <= figure.bbox.x1 + 1
+        assert not any(one.overlaps(other) for other in boxes[number + 1 :]), texts[number]
+
+
+def test_a_figure_shows_only_samples_with_every_picture(tmp_path, write_cell):
+    labels = ("tomesd", "toma", "topi tau=0.85")
+    for label in labels:
+        cell = write_cell(tmp_path, "kontext_standin", label, pictures=8)
+    store = Store(tmp_path)
+    (suite,) = suites(store)
+    runs = [suite.run(label) for label in labels]
+    assert shown_samples(store, runs) == [f"eval-{i:03d}" for i in range(4)]
+    (cell / "images" / "eval-001.png").unlink()
+    assert shown_samples(store, runs) == ["eval-000", "eval-005", "eval-002", "eval-003"]
+
+
+def test_tiles_of_a_row_are_equally_high():
+    wide, square = Image.new("RGB", (40, 20)), Image.new("RGB", (20, 20))
+    figure = draw([Block("m", ["a", "b"], [("what", [Tile(wide), Tile(square, "note")])])])
+    boxes = [ax.get_position() for ax in figure.axes]
+    plt.close(figure)
+    assert boxes[0].height == pytest.approx(boxes[1].height)
+    assert boxes[0].width == pytest.approx(2 * boxes[1].width)
+    assert boxes[1].x1 == pytest.approx(1)
+
+
+def test_the_scripts_draw(paper_root, tmp_path, monkeypatch, capsys):
+    scripts = sorted((ROOT / "figures").glob("*.py"))
+    names = {path.stem for path in scripts}
+    assert {f"fig{n}" for n in (1, 2, 3, 5, 6, 7, 9, 10, 11)} <= names
+    arguments = ["fig11.py", "--store", str(paper_root), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    runpy.run_path(str(ROOT / "figures" / "fig11.py"), run_name="__main__")
+    assert capsys.readouterr().out.split() == [str(tmp_path / "fig11.png")]
+    shutil.rmtree(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fig5.py", "--store", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "figures" / "fig5.py"), run_name="__main__")
+    assert stopped.value.code == 1
+    assert "experiment=fig5" in capsys.readouterr().err
+
+
+def test_every_artefact_has_its_folder():
+    folders = {path.parent.name for path in (ROOT / "experiments").glob("*/paper.csv")}
+    artefacts = {f"table{n}" for n in range(1, 8)} | {f"fig{n}" for n in (1, 2, 3, 5, 6, 7, 9)}
+    assert folders == artefacts | {"fig10", "fig11"}
+    for name in folders:
+        text = (ROOT / "experiments" / name / "README.md").read_text()
+        assert "The paper says" in text
+        commands = re.findall(r"experiment=(\w+)", text)
+        assert set(commands) <= {name}
+        assert all((ROOT / "conf" / "experiment" / f"{c}.yaml").is_file() for c in commands)
+    assert set(NEEDS) - {"table1_curves", "table1_equal_speed", "fig10_curve"} <= folders
+
+
+def test_an_export_says_the_same_and_is_small(paper_root, built, tmp_path):
+    paper, _ = built
+    out = export(paper_root, tmp_path / "small")
+    again = build_paper(out, tmp_path / "report")
+    assert again.missing == []
+    verdicts = [
+        {j.claim.name: {m: f.verdict for m, f in j.findings.items()} for j in each.judged}
+        for each in (paper, again)
+    ]
+    assert verdicts[0] == verdicts[1]
+    assert [t.frame.to_csv() for t in paper.tables] == [t.frame.to_csv() for t in again.tables]
+    pictures = list(out.glob("cells/*/images/*.png"))
+    assert 0 < len(pictures) < len(list(Path(paper_root).glob("cells/*/images/*.png")))
+    assert export(paper_root, out) == out  # an earlier export is replaced
+    with pytest.raises(ToPiError, match="not an export"):
+        export(paper_root, tmp_path)
+    with pytest.raises(ToPiError, match=r"experiments/README\.md"):
+        export(tmp_path / "nothing", tmp_path / "other")

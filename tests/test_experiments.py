@@ -1,0 +1,104 @@
+"""The sweeps of the paper: each has the cells that its artefact shows, and no others."""
+
+from collections import Counter
+from functools import cache
+
+import pytest
+
+from hydra_plugins.topi_sweeper import points
+from topi.compose import composed
+from topi.config import ConfigError, read_config
+from topi.experiment import build_method, check, label_of
+from topi.report.artefacts import CURVES, FIG5, FIG10, FIG11, OURS, SHEETS, TEACACHE, all_labels
+from topi.report.suite import identity
+
+COUNTS = {"table1": 30, "table2": 7, "table3": 3, "table4": 2, "table5": 9, "table7": 1}
+COUNTS |= {"fig5": 3, "fig6": 3, "fig7": 1, "fig9": 1, "fig10": 7, "fig11": 2}
+"""Cells per model, counted by hand."""
+LABELS = {sheet.name: sheet.labels for sheet in SHEETS}
+LABELS["table1"] = LABELS["table1"] + [label for curve in CURVES.values() for label in curve]
+LABELS |= {"table7": [OURS], "fig5": FIG5.values(), "fig6": TEACACHE.values(), "fig7": [OURS]}
+LABELS |= {"fig9": [OURS], "fig10": FIG10.values(), "fig11": FIG11.values()}
+
+
+def sweep(experiment, size, *arguments):
+    found = composed([f"experiment={experiment}", f"size={size}"], hydra=True).hydra.sweeper
+    return points(found.params, found.grids, arguments)
+
+
+@cache
+def label(point):
+    config = read_config(composed([*point, "size=smoke"]))
+    check(config)
+    return label_of(config, build_method(config))
+
+
+def labels(experiment):
+    model = "tiny_qwen_plus" if experiment == "fig9" else "tiny_flux"
+    return [label(tuple(point)) for point in sweep(experiment, "smoke", f"model={model}")]
+
+
+@pytest.mark.parametrize("experiment", COUNTS)
+def test_an_experiment_has_the_cells_of_its_artefact(experiment):
+    found = labels(experiment)
+    assert len(found) == len(set(found)) == COUNTS[experiment]
+    assert set(map(identity, found)) == set(map(identity, LABELS[experiment]))
+
+
+def test_shared_cells_are_one():
+    every = {identity(name) for experiment in COUNTS for name in labels(experiment)}
+    assert len(every) == 46
+    assert every == set(map(identity, all_labels()))
+
+
+@pytest.mark.parametrize(
+    ("size", "models"),
+    [
+        ("smoke", ("tiny_flux", "tiny_qwen", "tiny_qwen_plus")),
+        ("small", ("kontext_standin", "qwen_standin", "qwen_plus_standin")),
+        ("paper", ("flux_kontext", "qwen_image_edit", "qwen_image_edit_plus")),
+    ],
+)
+def test_a_size_names_the_models(size, models):
+    swept = [override for point in sweep("table1", size) for override in point]
+    counts = Counter(override for override in swept if override.startswith("model="))
+    assert counts == {f"model={model}": 30 for model in models[:2]}
+    (point,) = sweep("fig9", size)
+    assert f"model={models[2]}" in point
+
+
+def test_all_points_of_a_model_are_in_a_row():
+    models = [
+        next(o for o in point if o.startswith("model=")) for point in sweep("table1", "small")
+    ]
+    assert models == sorted(models)
+
+
+def test_the_command_line_has_the_last_word():
+    swept = sweep("table2", "small", "ratio=0.3", "model=tiny_flux", "layers.seed=7")
+    assert len(swept) == 3
+    assert all("ratio=0.3" in point and "ratio=0.5" not in point for point in swept)
+
+
+def test_points_of_several_grids_are_their_union():
+    grids = {"a": {"x": "1,2"}, "b": {"x": "2", "y": "0"}, "c": {"x": "1"}, "off": None}
+    assert points({"z": 5}, grids) == [
+        ["z=5", "x=1"],
+        ["z=5", "x=2"],
+        ["z=5", "x=2", "y=0"],
+    ]
+    assert points({"x": "1,2"}, None, ["y=3"]) == [["x=1", "y=3"], ["x=2", "y=3"]]
+
+
+def test_sizes():
+    small, paper = (composed(["experiment=fig7", f"size={size}"]) for size in ("small", "paper"))
+    assert (small.data.name, small.data.count, small.model.name) == (
+        "mini_edit",
+        64,
+        "kontext_standin",
+    )
+    assert (paper.model.steps, paper.model.height, paper.model.width) == (40, 1024, 1024)
+    assert paper.data.name == "anyedit"
+    with pytest.raises(ConfigError, match=r"data\.path"):
+        check(read_config(paper))
+    assert composed(["experiment=fig7"]).data.count == 64
