@@ -82,11 +82,13 @@ class Study:
 
     def __init__(self, config: Config) -> None:
         from topi import experiment  # loads torch, which a refusal need not wait for
+        from topi.gpu import claim_gpu
         from topi.models import adapter_for
 
         experiment.check(config)
         self.config = config
         self.data = experiment.load_data(config.data)
+        claim_gpu(Path(config.store))
         self.editor = experiment.open_editor(config)
         self.facts = adapter_for(self.editor.pipe).facts
         self.full = experiment.full_run(config, self.editor, self.data)

@@ -55,7 +55,8 @@ def stack(records: Mapping[Key, Sequence[Any]]) -> np.ndarray:
 
     def value(step: int, branch: str, layer: int) -> np.ndarray:
         (only,) = records[step, branch, layer]
-        return np.asarray(only, np.float32).squeeze()
+        array = np.asarray(only, np.float32)
+        return array[0] if array.ndim else array  # the one image
 
     return np.array([[[value(s, b, k) for k in sorted(layers)] for s in steps] for b in branches])
 
