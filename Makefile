@@ -45,4 +45,4 @@ lint: setup
 
 lock: $(VENV)/.ready
 	$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-emit-find-links --no-header --no-annotate requirements.in -o requirements.txt
+		--no-emit-find-links --no-header --no-annotate requirements-dev.in -o requirements.txt
