@@ -19,7 +19,7 @@ from topi.errors import ToPiError
 AXES = ("tau", "ratio", "layers", "score")
 """What a sweep may vary although only some methods read it."""
 STRATEGIES = ("representative", "all", "random", "first", "last")
-DATA = ("mini_edit", "folder")
+DATA = ("mini_edit", "mini_edit_plus", "anyedit", "folder")
 LOGGERS = ("offline", "online", "none")
 RESUME = ("same", "any")
 
@@ -62,13 +62,19 @@ class ScoreConfig:
 
 @dataclass
 class DataConfig:
-    """The samples: MiniEdit, or a folder of one's own."""
+    """The samples: MiniEdit, AnyEdit, or a folder of one's own; see `conf/data/`."""
 
     name: str
     count: int | None = None
     split: str = "evaluation"
-    size: int = 128  # pixels
+    size: Any = 128  # pixels: a side, [height, width] or "mixed"
+    reference_size: Any = None  # of MiniEdit
     path: str | None = None
+    revision: str | None = None  # of AnyEdit, as all that follow
+    per_type: int | None = None
+    visual: bool = False
+    calibration: int = 48
+    cache: str | None = None
 
 
 @dataclass

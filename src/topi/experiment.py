@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from topi.config import Config, ConfigError, DataConfig, LayersConfig
-from topi.data import EditFolder, MiniEdit
+from topi.data import AnyEdit, Dataset, EditFolder, EditSample, MiniEdit, MiniEditPlus
 from topi.errors import ToPiError
 from topi.evaluation.cell import Bench, latency_missing, run_latency, run_quality
 from topi.evaluation.layer_choice import choose_layers
@@ -49,13 +50,8 @@ def run(config: Config, experiment: str | None = None) -> None:
         ConfigError: the method does not fit the model or its parameters exclude each other.
         ToPiError: something else that the user can mend; the cell is marked as failed.
     """
-    check(config)
-    claim_gpu(Path(config.store))
-    editor = open_editor(config)
-    method = build_method(config, adapter_for(editor.pipe).facts, editor)
-    data = load_data(config.data)
-    label = label_of(config, method)
-    manifest = describe(config, editor, method, data, label) | {"experiment": experiment}
+    editor, method, data, manifest = prepare(config)
+    manifest["experiment"], label = experiment, manifest["label"]
     store = Store(config.store)
     cell = store.cell(manifest["key"])
     with cell.lock() as ours:
@@ -71,9 +67,7 @@ def run(config: Config, experiment: str | None = None) -> None:
             cell.add_label(label)
             log.info("%s: %s is complete, nothing to do", label, cell.key)
             return
-        bench = Bench(
-            editor, data, _metrics(config.lpips), store.full(manifest["full_key"]), config.seed
-        )
+        bench = bench_of(config, editor, data, manifest)
         try:
             cell.start(manifest, mixed=config.resume == "any")
             bench.full.start(manifest["full"])
@@ -88,6 +82,31 @@ def run(config: Config, experiment: str | None = None) -> None:
             cell.fail(str(error) if isinstance(error, ToPiError) else repr(error))
             raise
         log.info("%s: %s is complete now", label, cell.key)
+
+
+def prepare(
+    config: Config,
+) -> tuple[Editor, Method, Sequence[EditSample], dict[str, Any]]:
+    """Model, method and data of a cell, and its manifest; nothing is written yet.
+
+    Raises:
+        ConfigError: see `run`.
+        ToPiError: weights or data are not to be had.
+    """
+    check(config)
+    claim_gpu(Path(config.store))
+    editor = open_editor(config)
+    method = build_method(config, adapter_for(editor.pipe).facts, editor)
+    data = load_data(config.data)
+    return editor, method, data, describe(config, editor, method, data, label_of(config, method))
+
+
+def bench_of(
+    config: Config, editor: Editor, data: Sequence[EditSample], manifest: Mapping[str, Any]
+) -> Bench:
+    """What a cell shares with others; see `prepare`."""
+    full = Store(config.store).full(manifest["full_key"])
+    return Bench(editor, data, _metrics(config.lpips), full, config.seed)
 
 
 def check(config: Config) -> None:
@@ -177,13 +196,32 @@ def layers_of(
     return facts.representative_layers if facts else None
 
 
-def load_data(config: DataConfig) -> MiniEdit | EditFolder:
-    """The samples."""
+def load_data(config: DataConfig) -> Dataset:
+    """The samples.
+
+    Raises:
+        ToPiError: they are missing, or not what their manifest says.
+    """
+    if config.name in ("anyedit", "folder") and config.path is None:
+        what = {"folder": "a folder with images and edits.jsonl or edits.csv"}
+        what["anyedit"] = "a folder with AnyEdit-Test or parquet files, or a hub id"
+        raise ConfigError(f"data={config.name} needs data.path, {what[config.name]}.")
     if config.name == "folder":
-        if config.path is None:
-            raise ConfigError("data=folder needs data.path, a folder with images and edits.jsonl.")
         return EditFolder(config.path, config.count)
-    return MiniEdit(config.split, config.size, config.count)
+    if config.name == "anyedit":
+        return AnyEdit(
+            config.path,
+            config.cache or "results/data",
+            config.split,
+            config.per_type,
+            config.visual,
+            config.calibration,
+            config.count,
+            config.revision,
+        )
+    kind = {"mini_edit": MiniEdit, "mini_edit_plus": MiniEditPlus}[config.name]
+    kind.verify()
+    return kind(config.split, config.size, config.count, config.reference_size)
 
 
 def label_of(config: Config, method: Method) -> str:
@@ -211,7 +249,7 @@ def label_of(config: Config, method: Method) -> str:
     return " ".join([own.name, *(f"{key}={_short(value)}" for key, value in shown.items())])
 
 
-def full_run(config: Config, editor: Editor, data: MiniEdit | EditFolder) -> dict[str, Any]:
+def full_run(config: Config, editor: Editor, data: Dataset) -> dict[str, Any]:
     """All that the full-context outputs depend on."""
     own = {f.name: getattr(editor.config, f.name) for f in fields(ModelConfig)}
     return {
@@ -225,7 +263,7 @@ def full_run(config: Config, editor: Editor, data: MiniEdit | EditFolder) -> dic
 
 
 def describe(
-    config: Config, editor: Editor, method: Method, data: MiniEdit | EditFolder, label: str
+    config: Config, editor: Editor, method: Method, data: Dataset, label: str
 ) -> dict[str, Any]:
     """The manifest of a cell. Its keys hash what the outputs depend on, and nothing else."""
     full = full_run(config, editor, data)

@@ -15,6 +15,11 @@ def write(path, *entries, raw=None):
     return path
 
 
+def write_csv(path, *lines, encoding="utf-8"):
+    (path / "edits.csv").write_text("\n".join(lines) + "\n", encoding=encoding)
+    return path
+
+
 @pytest.fixture
 def folder(tmp_path):
     Image.new("RGB", (32, 24), "red").save(tmp_path / "a.png")
@@ -36,6 +41,33 @@ def test_reads_samples(folder):
     assert data[1].id.endswith("-x")
 
 
+def test_a_table_says_the_same_as_lines_of_json(folder):
+    write(
+        folder,
+        {"image": "a.png", "instruction": 'write "hello, world"', "task": "text"},
+        {"image": ["a.png", "b.png"], "instruction": "combine", "edited": "b.png", "id": "x"},
+    )
+    lines = EditFolder(folder)
+    (folder / "edits.jsonl").unlink()
+    write_csv(
+        folder,
+        "id,image,instruction,edited,task",
+        ',a.png,"write ""hello, world""",,text',
+        "x,a.png; b.png, combine ,b.png,",
+        encoding="utf-8-sig",  # as spreadsheets do
+    )
+    table = EditFolder(folder)
+    assert table.entries == lines.entries
+    assert table.fingerprint() == lines.fingerprint()
+    assert len(EditFolder(folder, count=1)) == 1
+
+
+def test_two_lists_are_one_too_many(folder):
+    write_csv(write(folder, {"image": "a.png", "instruction": "x"}), "image,instruction")
+    with pytest.raises(ToPiError, match=r"holds edits\.jsonl and edits\.csv: remove one"):
+        EditFolder(folder)
+
+
 def test_fingerprint_follows_the_pixels(folder):
     data = EditFolder(write(folder, {"image": "a.png", "instruction": "x"}))
     before = data.fingerprint()
@@ -47,14 +79,41 @@ def test_fingerprint_follows_the_pixels(folder):
     "raw, words",
     [
         ("{nonsense", "line 1 is not JSON"),
+        ("[1]", "line 1 is no JSON object"),
         ('{"image": "a.png"}', 'no "instruction"'),
+        ('{"image": [], "instruction": "x"}', 'no "image"'),
+        ('{"image": [3], "instruction": "x"}', "every value is a text"),
+        ('{"image": "a.png", "instruction": "x", "catgory": "y"}', "has 'catgory'; known are"),
         ('{"image": "a.png", "instruction": "x", "category": "blur"}', "choose from camera_move"),
+        ('{"image": "a.png", "instruction": "x", "id": "a/b"}', "do as a file name"),
+        ('{"image": "a.png", "instruction": "x", "id": "1"}\n' * 2, '"id" 1 occurs twice'),
         ("", "holds no sample"),
     ],
 )
 def test_bad_lists_are_refused(folder, raw, words):
     with pytest.raises(ToPiError, match=words):
         EditFolder(write(folder, raw=raw))
+
+
+@pytest.mark.parametrize(
+    "lines, words",
+    [
+        (["image,instruction", "a.png,add a cat, please"], r"edits\.csv, line 2 has more cells"),
+        (["image,instruction", "a.png,"], 'line 2 has no "instruction"'),
+        (["picture,instruction", "a.png,x"], "has 'picture'; known are"),
+        (["image,instruction", 'a.png,"x'], "is no CSV"),
+        (["image,instruction"], "holds no sample"),
+    ],
+)
+def test_bad_tables_are_refused(folder, lines, words):
+    with pytest.raises(ToPiError, match=words):
+        EditFolder(write_csv(folder, *lines))
+
+
+def test_other_encodings_are_refused(folder):
+    write_csv(folder, "image,instruction", "a.png,Schönes Wetter", encoding="latin-1")
+    with pytest.raises(ToPiError, match="save it as UTF-8"):
+        EditFolder(folder)
 
 
 def test_missing_list_says_what_to_write(tmp_path):

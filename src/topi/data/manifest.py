@@ -25,13 +25,15 @@ def hashes(key: str) -> tuple[str, ...]:
 
 
 def check(key: str, index: int, sample: EditSample) -> None:
-    """Compare a sample with the manifest, if it is listed there.
+    """Compare a sample with the manifest.
 
     Raises:
-        ToPiError: its pixels or its instruction are not the frozen ones.
+        ToPiError: it is not listed, or its pixels or its instruction are not the frozen ones.
     """
     frozen = hashes(key)
-    if index < len(frozen) and sample.digest() != frozen[index]:
+    if index >= len(frozen):
+        raise ToPiError(f"{FILE.name} does not list {sample.id}: reinstall the package")
+    if sample.digest() != frozen[index]:
         raise ToPiError(
             f"sample {sample.id} is not that of MiniEdit {VERSION}: its hash is {sample.digest()}, "
             f"the manifest has {frozen[index]}. Either numpy or Pillow differ from the versions in "

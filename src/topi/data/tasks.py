@@ -117,7 +117,8 @@ def _edit(scene: Scene, edited: Scene, size: Size, instruction: str, index=None)
     return Edit(scene.render(size), edited.render(size), instruction, scene, edited, index)
 
 
-def _some_thing(rng, scene: Scene) -> tuple[int, Thing]:
+def some_thing(rng: np.random.Generator, scene: Scene) -> tuple[int, Thing]:
+    """A thing of the scene, all equally likely, and its index."""
     index = int(rng.integers(len(scene.things)))
     return index, scene.things[index]
 
@@ -176,7 +177,7 @@ def rotate(rng: np.random.Generator, size: Size) -> Edit:
 def resize(rng: np.random.Generator, size: Size) -> Edit:
     """One named thing grows or shrinks."""
     scene = random_scene(rng, size)
-    index, thing = _some_thing(rng, scene)
+    index, thing = some_thing(rng, scene)
     factor, phrase = pick(
         rng,
         (
@@ -244,7 +245,7 @@ def add(rng: np.random.Generator, size: Size) -> Edit:
 def remove(rng: np.random.Generator, size: Size) -> Edit:
     """One named thing disappears."""
     scene = random_scene(rng, size)
-    index, thing = _some_thing(rng, scene)
+    index, thing = some_thing(rng, scene)
     phrase = pick(rng, (f"remove the {thing.name}", f"delete the {thing.name}"))
     return _edit(scene, scene.swap(index), size, phrase, index)
 
@@ -252,7 +253,7 @@ def remove(rng: np.random.Generator, size: Size) -> Edit:
 def replace_thing(rng: np.random.Generator, size: Size) -> Edit:
     """One named thing becomes another, at its place and size."""
     scene = random_scene(rng, size)
-    index, thing = _some_thing(rng, scene)
+    index, thing = some_thing(rng, scene)
     kind, colour = new_name(rng, {t.name for t in scene.things})
     new = replace(thing, kind=kind, colour=colour)
     phrase = f"replace the {thing.name} with a {new.name}"
@@ -262,7 +263,7 @@ def replace_thing(rng: np.random.Generator, size: Size) -> Edit:
 def recolour(rng: np.random.Generator, size: Size) -> Edit:
     """One named thing changes its colour."""
     scene = random_scene(rng, size)
-    index, thing = _some_thing(rng, scene)
+    index, thing = some_thing(rng, scene)
     colour = pick(rng, (c for c in COLOURS if c != thing.colour))
     phrase = pick(
         rng,
@@ -275,7 +276,7 @@ def move(rng: np.random.Generator, size: Size) -> Edit:
     """One named thing travels by MOVE pixels."""
     for _ in range(1000):
         scene = random_scene(rng, size)
-        index, thing = _some_thing(rng, scene)
+        index, thing = some_thing(rng, scene)
         direction = pick(rng, DIRECTIONS)
         moved = shifted(thing, direction)
         inside = all(

@@ -1,0 +1,238 @@
+"""Where AnyEdit's pairs lie: the folders of AnyEdit-Test, or parquet files here or on the hub.
+
+Rows are indexed first, by id and type alone, and read one by one: nobody has to fetch 218 GB.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from topi.data.anyedit_types import edit_type
+from topi.errors import ToPiError
+
+LIST = "edit_result.json"
+#: AnyEdit-Test says "edit" where the hub says "edit_instruction".
+INSTRUCTION = ("edit_instruction", "edit instruction", "edit")
+
+
+@dataclass(frozen=True)
+class Key:
+    """A row before it is read. `type` is as spelled in the source; `at` is where the row lies."""
+
+    id: str
+    type: str
+    at: tuple
+
+    @property
+    def known_type(self) -> str | None:
+        return edit_type(self.type)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row as read: encoded images, None where there is none.
+
+    `visual` is the second image of visual edits. The edited image is not read by default: pruned
+    runs are compared with the full-context output, and for some types its shape is another one.
+    """
+
+    instruction: str
+    image: bytes | None
+    visual: bytes | None
+    edited: bytes | None = None
+
+
+class Source(Protocol):
+    """A place with rows."""
+
+    name: str
+
+    def keys(self) -> list[Key]: ...
+
+    def rows(self, keys: Iterable[Key], edited: bool = False) -> Iterator[tuple[Key, Row]]: ...
+
+
+def _given(value: Any) -> Any:
+    """None for what AnyEdit writes for nothing."""
+    return None if value in (None, "", "None", "none") else value
+
+
+def _instruction(row: Mapping[str, Any]) -> str:
+    return str(next((v for k in INSTRUCTION if (v := _given(row.get(k)))), "")).strip()
+
+
+# ------------------------------------------------------------------------------- AnyEdit-Test
+class TestFolder:
+    """AnyEdit-Test: `anybench/<type>/edit_result.json` somewhere below `path`, and the images.
+
+    Images are named relative to the folder that holds `anybench`, to the type's folder, or to
+    `path`; the first that exists counts.
+    """
+
+    __test__ = False  # not a test, whatever pytest thinks of the name
+
+    def __init__(self, path: Path, lists: Iterable[Path]):
+        self.path, self.name = path, "AnyEdit-Test"
+        self.lists = sorted(lists)
+        self._rows: dict[tuple, tuple[Path, Mapping]] = {}
+
+    def keys(self) -> list[Key]:
+        keys = []
+        for file in self.lists:
+            try:
+                rows = json.loads(file.read_text())
+                assert isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+            except (OSError, ValueError, AssertionError) as error:
+                raise ToPiError(
+                    f"{file} is no list of edits in JSON: unpack or download it again"
+                ) from error
+            seen: dict[str, int] = {}
+            for number, row in enumerate(rows):
+                kind = str(_given(row.get("edit_type")) or file.parent.name)
+                stem = PurePosixPath(str(_given(row.get("image_file")) or number)).stem
+                # One image may have several edits of a type.
+                seen[stem] = seen.get(stem, 0) + 1
+                suffix = f"-{seen[stem]}" if seen[stem] > 1 else ""
+                at = (str(file.relative_to(self.path)), number)
+                self._rows[at] = file.parent, row
+                keys.append(Key(f"{stem}{suffix}", kind, at))
+        return keys
+
+    def rows(self, keys: Iterable[Key], edited: bool = False) -> Iterator[tuple[Key, Row]]:
+        for key in keys:
+            folder, row = self._rows[key.at]
+            image, visual, after = (
+                self._bytes(folder, _given(row.get(name)))
+                for name in ("image_file", "visual_input", "edited_file")
+            )
+            yield key, Row(_instruction(row), image, visual, after if edited else None)
+
+    def _bytes(self, folder: Path, name: str | None) -> bytes | None:
+        if name is None:
+            return None
+        for base in (folder.parent.parent, folder.parent, folder, self.path):
+            if (file := base / name).is_file():
+                return file.read_bytes()
+        return None
+
+
+# ------------------------------------------------------------------------------------ parquet
+class ParquetFiles:
+    """Parquet files in the hub's schema; `files` are paths on the fsspec file system `system`."""
+
+    def __init__(self, system: Any, files: Iterable[str], name: str):
+        self.system, self.files, self.name = system, sorted(files), name
+
+    def keys(self) -> list[Key]:
+        return [key for file in self.files for key in self.keys_of(file)]
+
+    def keys_of(self, file: str) -> list[Key]:
+        """The rows of one file.
+
+        Raises:
+            ToPiError: it is damaged, or has other columns.
+        """
+        keys = []
+        stem = PurePosixPath(file).name.split(".")[0]
+        with self._open(file) as parquet:
+            names = set(parquet.schema_arrow.names)
+            if "image_file" not in names or not names & set(INSTRUCTION):
+                raise ToPiError(
+                    f"{file} has the columns {', '.join(sorted(names))}; AnyEdit's are image_id, "
+                    "edit_instruction, edit_type, image_file, edited_file, visual_input"
+                )
+            wanted = [n for n in ("image_id", "edit_type") if n in names]
+            for group in range(parquet.num_row_groups):
+                for number, row in enumerate(self._read(parquet, file, group, wanted)):
+                    # anyedit-split has one split per type, which names the file.
+                    kind = str(_given(row.get("edit_type")) or stem.split("-")[0])
+                    name = str(_given(row.get("image_id")) or f"{stem}-{group}-{number}")
+                    keys.append(Key(name, kind, (file, group, number)))
+        return keys
+
+    def rows(self, keys: Iterable[Key], edited: bool = False) -> Iterator[tuple[Key, Row]]:
+        columns = [*INSTRUCTION, "image_file", "visual_input", *(["edited_file"] * edited)]
+        last, table = None, []
+        for key in keys:
+            file, group, number = key.at
+            if (file, group) != last:
+                with self._open(file) as parquet:
+                    known = [n for n in columns if n in parquet.schema_arrow.names]
+                    table = self._read(parquet, file, group, known)
+                last = file, group
+            row = table[number]
+            images = (
+                self._bytes(file, row.get(name))
+                for name in ("image_file", "visual_input", "edited_file")
+            )
+            yield key, Row(_instruction(row), *images)
+
+    def _open(self, file: str):
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.ParquetFile(self.system.open(file, "rb"))
+        except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
+            raise ToPiError(f"{file} is no whole parquet file: download it again") from error
+
+    def _read(self, parquet: Any, file: str, group: int, columns: list[str]) -> list[dict]:
+        try:
+            return parquet.read_row_group(group, columns=columns).to_pylist()
+        except (OSError, ValueError) as error:
+            raise ToPiError(
+                f"row group {group} of {file} cannot be read: download it again"
+            ) from error
+
+    def _bytes(self, file: str, image: Any) -> bytes | None:
+        """Of the hub's {bytes, path}, or of plain bytes."""
+        if isinstance(image, Mapping):
+            image = image.get("bytes")
+        return image if isinstance(image, bytes) else None
+
+
+def open_source(path: str | Path, revision: str | None = None) -> Source:
+    """The source at a local folder, or at a hub id (`owner/name`, or `owner/name/<glob>`).
+
+    Raises:
+        ToPiError: there is nothing of the kind, or the revision of a hub id is not pinned.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        if lists := list(folder.rglob(LIST)):
+            return TestFolder(folder, lists)
+        if files := [str(file) for file in folder.rglob("*.parquet")]:
+            from fsspec.implementations.local import LocalFileSystem
+
+            return ParquetFiles(LocalFileSystem(), files, "parquet")
+        raise ToPiError(
+            f"{folder} holds neither anybench/<type>/{LIST} (AnyEdit-Test) nor *.parquet files"
+        )
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/(.+))?", str(path))
+    if not match or folder.is_absolute():
+        raise ToPiError(f"there is no folder {path}")
+    if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        raise ToPiError(
+            f"there is no folder {path}; if it is a data set on the hub, pin it: "
+            "data.revision=<the 40 hex digits of a commit>"
+        )
+    return _hub(match[1], revision, match[2] or "**/*.parquet")
+
+
+def _hub(name: str, revision: str, pattern: str) -> ParquetFiles:
+    from huggingface_hub import HfFileSystem
+
+    system = HfFileSystem()
+    try:
+        files = system.glob(f"datasets/{name}@{revision}/{pattern}")
+    except Exception as error:  # whatever the network has in store
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ToPiError(
+            f"{name}@{revision[:8]} cannot be reached on the hub ({reason}): go online, or "
+            f"fetch it with `hf download --repo-type dataset {name}` and give data.path that folder"
+        ) from error
+    if not files:
+        raise ToPiError(f"{name}@{revision[:8]} has no file {pattern}")
+    return ParquetFiles(system, files, f"{name}@{revision}")
