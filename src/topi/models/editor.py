@@ -49,7 +49,9 @@ class ModelConfig:
     negative_prompt: str | None = None
     front_layers: int = 10
     representative_layers: tuple[int, ...] | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)  # for the builder of a tiny pipeline
+    temporal_cache: Mapping[str, Mapping[str, Any]] | None = None  # fits, as `topi fit-cache` finds
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """For the builder of a tiny pipeline; `weights` of a stand-in, if not named as the model."""
 
     def __post_init__(self) -> None:
         for name, valid in (("kind", PIPELINES), ("source", SOURCES), ("offload", OFFLOADS)):
@@ -114,17 +116,18 @@ class Editor:
                 f"sample {sample.id} has {len(references)} references but {self.name} takes one; "
                 "use a model of kind qwen_edit_plus"
             )
+        height, width = sample.size or (config.height, config.width)
         common = {
             "image": references if config.kind == "qwen_edit_plus" else references[0],
             "prompt": sample.instruction,
-            "height": config.height,
-            "width": config.width,
+            "height": height,
+            "width": width,
             "num_inference_steps": config.steps,
             "generator": torch.Generator().manual_seed(seed),
         }
         if config.kind == "kontext":
             # Off the hub, Kontext wants references of about one megapixel and resizes them itself.
-            own_size = {"max_area": config.height * config.width, "_auto_resize": False}
+            own_size = {"max_area": height * width, "_auto_resize": False}
             common |= {"guidance_scale": config.guidance}
             return common if config.source == "hub" else common | own_size
         return common | {
@@ -151,7 +154,7 @@ class TinyEditor(Editor):
         return self._call(
             steps=self.steps,
             seed=words,
-            size=(self.config.width, self.config.height),
+            size=(arguments["width"], arguments["height"]),
             references=image if isinstance(image, list) else [image],
             cfg=self.config.true_cfg > 1,
             generator=arguments["generator"],
@@ -176,6 +179,8 @@ def load_editor(config: Mapping[str, Any] | ModelConfig) -> Editor:
     if config.representative_layers is not None:
         layers = list(config.representative_layers)
         editor.transformer.register_to_config(representative_layers=layers)
+    if config.temporal_cache is not None:
+        editor.transformer.register_to_config(temporal_cache=config.temporal_cache)
     return editor
 
 
@@ -197,13 +202,16 @@ def _load_hub(config: ModelConfig) -> Editor:
 
 
 def _load_standin(config: ModelConfig) -> Editor:
-    from topi.models.standin import load_kontext_standin, weights_file
+    from topi.models.standin import load_standin, weights_file
 
-    if config.kind != "kontext":
-        raise ToPiError(f"there is no stand-in of kind {config.kind!r} yet; use kontext")
-    pipe = load_kontext_standin()
+    weights = config.options.get("weights", config.name)
+    pipe = load_standin(weights, config.kind)
     _place(pipe, config)
-    return Editor(config, pipe, _sha256(weights_file()))
+    editor = Editor(config, pipe, _sha256(weights_file(weights)))
+    fit = pipe.transformer.config.get("temporal_cache")
+    if fit and fit["weights"] != editor.fingerprint():  # trained further since
+        pipe.transformer.register_to_config(temporal_cache=None)
+    return editor
 
 
 def _build_tiny(config: ModelConfig) -> Editor:
