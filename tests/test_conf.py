@@ -18,7 +18,7 @@ from topi.config import (
     read_config,
 )
 from topi.experiment import build_method, check, label_of
-from topi.methods import METHODS
+from topi.methods import CACHES, METHODS, make_cache
 from topi.methods.topi import SCORES, ToPi
 from topi.models import ModelFacts
 from topi.models.editor import ModelConfig
@@ -42,6 +42,7 @@ def method_of(*overrides, facts=None):
 
 def test_groups_and_code_know_the_same_names():
     assert names("method") == sorted(METHODS)
+    assert names("cache") == sorted([*CACHES, "none"])
     assert names("score") == sorted(SCORES)
     assert names("layers") == sorted(STRATEGIES)
     assert names("data") == sorted(DATA)
@@ -55,6 +56,23 @@ def test_a_method_file_spells_out_the_defaults_of_its_class(name):
     free = {f.name for f in fields(cls) if f.init} - set(cls.variants[name])
     assert set(config.method) - {"name"} == free
     assert build_method(config) == cls(**cls.variants[name])
+
+
+@pytest.mark.parametrize("name", sorted(CACHES))
+def test_a_cache_file_spells_out_the_defaults_of_its_class(name):
+    config = read_config(composed("method=full", f"cache={name}", "model=flux_kontext"))
+    free = {f.name for f in fields(CACHES[name]) if f.init}
+    assert set(config.cache) - {"name", "fit"} == free
+    assert ("fit" in config.cache) == bool(CACHES[name].fitted)
+    assert build_method(config) == make_cache(name)
+
+
+@pytest.mark.parametrize("name", names("method"))
+def test_every_method_accepts_a_cache(name):
+    overrides = [f"method={name}", "cache=taylorseer"]
+    check_axes(composed(*overrides), overrides)
+    method = build_method(read_config(composed(*overrides)), FACTS)
+    assert method.name == ("taylorseer" if name == "full" else f"{name}+taylorseer")
 
 
 @pytest.mark.parametrize("name", names("model"))
@@ -95,6 +113,23 @@ def test_cluster_launchers_submit_one_array_of_that_gpu(name):
     assert launcher._target_.endswith("SlurmLauncher")
     assert launcher.gres == f"gpu:{name}:1"
     assert launcher.max_num_timeout > 0
+
+
+def test_a_cluster_gets_what_it_wants_on_the_command_line():
+    given = {"partition": "gpu", "account": "abc", "constraint": "hbm", "timeout_min": 60}
+    given |= {"array_parallelism": 4, "setup": ["module load cuda"]}
+    overrides = [f"hydra.launcher.{k}={v}" for k, v in given.items() if k != "setup"]
+    overrides.append("hydra.launcher.setup=[module load cuda]")
+    launcher = composed("hydra/launcher=h20", *overrides, hydra=True).hydra.launcher
+    assert {name: launcher[name] for name in given} == given
+    assert launcher.signal_delay_s < 60 * launcher.timeout_min
+    assert composed("hydra/launcher=slurm_cpu", hydra=True).hydra.launcher.gres is None
+
+
+def test_several_cells_at_a_time_on_this_machine():
+    launcher = composed("hydra/launcher=parallel", hydra=True).hydra.launcher
+    assert launcher._target_.endswith("JoblibLauncher")
+    assert launcher.n_jobs == 2
 
 
 def test_the_local_launcher_needs_no_slurm():
@@ -140,6 +175,10 @@ def test_layers_and_score_reach_topi():
         ("+method.delta=3", "update_every"),
         ("seed=x", "seed: Value 'x'"),
         ("method.name=tomi", "tomesd"),
+        ("cache.name=teecache", "first_block_cache, magcache"),
+        ("+cache.delta=1 cache=teacache", "Cache teacache has no parameter delta"),
+        ("cache=teacache cache.fit=nowhere.json", "topi fit-cache"),
+        ("method.dropped=burn", "prune, merge"),
     ],
 )
 def test_what_is_refused_and_with_which_choices(override, words):
@@ -173,6 +212,15 @@ def test_an_axis_that_a_method_does_not_read_is_refused_in_a_single_run():
         ("method=toma_ref method.ratio=0.3", "toma_ref ratio=0.3"),
         ("method=checker method.flip=step", "checker flip=step"),
         ("method=full", "full"),
+        ("method=full cache=taylorseer", "full cache=taylorseer"),
+        (
+            "method=random cache=magcache cache.threshold=0.1 cache.ratios=[1,1.5]",
+            "random cache=magcache cache.threshold=0.1 cache.ratios=1-1.5",
+        ),
+        (
+            "method.update_every=0 method.dropped=merge",
+            "topi update_every=0 dropped=merge tau=0.85",
+        ),
     ],
 )
 def test_labels_say_what_differs(overrides, label):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 
-from topi import Full, RandomTokens, ToPi
+from topi import Full, RandomTokens, TaylorSeer, ToPi
 from topi.engine.hooks import tap_processor
 from topi.errors import ToPiError
 from topi.methods import Merge, Method
@@ -179,7 +179,7 @@ class TestRemoval:
         pipe(**call(steps=1))  # Qwen pipelines leave a hook registry of their own
         registry = getattr(pipe.transformer, "_diffusers_hook", None)
         before, plain = state(pipe), pipe(**call()).images
-        for method in (ToPi(**small), SameTokens("block"), Full()):
+        for method in (ToPi(**small), SameTokens("block"), Full(), ToPi(**small) + TaylorSeer()):
             if registry is not None:
                 registry.invalidate_child_registries_cache()  # the next call lists the hooks anew
             with method(pipe):

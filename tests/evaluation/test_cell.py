@@ -130,6 +130,8 @@ def test_latency_is_a_pass_of_its_own_and_continues(bench, tmp_path, edits):
         ("1", 1),
     ]
     assert all(row["seconds_full"] > 0 and row["seconds_method"] > 0 for row in cell.latency)
+    for row in cell.latency:
+        assert 0 < row["scoring_seconds"] + row["selection_seconds"] < row["seconds_method"]
     edits.clear()
     run_latency(bench, topi(), cell, "a", samples=2, repeats=2)
     assert not edits
@@ -175,6 +177,15 @@ def test_an_anchor_owns_the_mask_of_its_branch_after_it():
         ],
     }
     assert mask_of([record(0), record(1, anchor=True)]) is None
+
+
+def test_skipped_calls_are_told_and_leave_masks_and_ratios_alone():
+    skipped = CallRecord(2, "cond", LAYOUT, 1, skipped_from=0)
+    trace = [record(0), record(1, anchor=True), skipped, record(3, kept=(2,)), record(4)]
+    assert mask_of(trace)["anchors"] == [{"step": 1, "branch": "cond", "kept": (2,)}]
+    facts = trace_facts(trace)
+    assert (facts["calls"], facts["skipped_calls"], facts["pruned_calls"]) == (5, 1, 1)
+    assert facts["keep_ratio"] == (1 + 1 + 0.25 + 1) / 4
 
 
 def test_facts_of_a_trace():

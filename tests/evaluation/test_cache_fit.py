@@ -1,0 +1,160 @@
+"""What temporal caches must know of a model: measured right, written, read, refused."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from topi import TeaCache, cli
+from topi.config import read_config
+from topi.errors import ToPiError
+from topi.evaluation.cache_fit import fit_polynomial, watch_output
+from topi.experiment import build_method, label_of, open_editor
+from topi.methods.cache_probe import CacheProbe
+from topi.models import adapter_for, editor, standin
+from topi.models.tiny import tiny_flux
+from topi.results.cache_fit import CacheFit, read_cache_fit, write_cache_fit
+from topi.study import conf_folder
+
+FEW = ("model.steps=4", "model.height=64", "model.width=64")
+
+
+def config_of(*overrides):
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return read_config(compose("config", list(overrides)))
+
+
+def test_a_quartic_is_found_again():
+    quartic = [-40.0, 30.0, -5.0, 2.0, 0.1]
+    inputs = [0.01, 0.05, 0.1, 0.2, 0.25, 0.3]
+    fit = fit_polynomial(inputs, np.polyval(quartic, inputs))
+    assert fit["coefficients"] == pytest.approx(quartic, rel=1e-6)
+    assert fit["ceiling"] == 0.3
+
+
+def test_too_few_points():
+    with pytest.raises(ToPiError, match="needs 5 different points and there are 4"):
+        fit_polynomial([0.1, 0.1, 0.2, 0.3, 0.4], [1] * 5)
+
+
+@pytest.mark.parametrize(("kind", "branches"), [("flux", ["cond"]), ("qwen", ["cond", "uncond"])])
+def test_the_probe_sees_what_the_model_computes(tiny, kind, branches):
+    """Against hooks of our own; the model runs as it would without."""
+    pipe, call = tiny(kind)
+    blocks, n = adapter_for(pipe).blocks, len(branches)
+    normed, starts, ends, outputs = [], [], [], []
+    hooks = [
+        blocks[0].attn.register_forward_pre_hook(
+            lambda m, args, kwargs: normed.append(kwargs["hidden_states"]), with_kwargs=True
+        ),
+        blocks[0].register_forward_pre_hook(
+            lambda m, args, kwargs: starts.append(kwargs["hidden_states"][:, :64]), with_kwargs=True
+        ),
+        blocks[-1].register_forward_hook(lambda m, args, out: ends.append(out[1][:, :64])),
+        pipe.transformer.register_forward_hook(lambda m, args, out: outputs.append(out[0][:, :64])),
+    ]
+    plain = pipe(**call(steps=3)).images
+    for hook in hooks:
+        hook.remove()
+    fake = SimpleNamespace(
+        name="tiny",
+        pipe=pipe,
+        transformer=pipe.transformer,
+        edit=lambda sample, seed: pipe(**call(steps=3)),
+    )
+    probe = CacheProbe()
+    for _ in range(2):  # a second edit starts anew
+        watch_output(fake, SimpleNamespace(id="a"), 0, probe)
+    assert torch.equal(pipe(**call(steps=3)).images, plain)
+    assert not pipe.transformer._forward_hooks
+
+    def changes(values):
+        pairs = zip(values, values[n:], strict=False)
+        return [float((b - a).abs().mean() / a.abs().mean()) for a, b in pairs]
+
+    residuals = [(end - start).norm(dim=-1) for start, end in zip(starts, ends, strict=True)]
+    ratios = [float((b / a).mean()) for a, b in zip(residuals, residuals[n:], strict=False)]
+    for number, branch in enumerate(branches):
+        assert probe.inputs[branch] == pytest.approx(changes(normed)[number::n], rel=1e-4)
+        assert probe.outputs[branch] == pytest.approx(changes(outputs)[number::n], rel=1e-4)
+        assert probe.ratios[branch] == pytest.approx(ratios[number::n], rel=1e-4)
+        assert len(probe.inputs[branch]) == 2
+
+
+@pytest.fixture
+def fitted(tmp_path, monkeypatch, capsys):
+    """The fit that `topi fit-cache` writes for a tiny model."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["fit-cache", "model=tiny_flux", "data.count=2", *FEW]) == 0
+    out = capsys.readouterr().out
+    (path,) = (tmp_path / "results" / "cache_fit").glob("tiny_flux-*.json")
+    assert str(path.relative_to(tmp_path)) in out and "6 points" in out
+    return path
+
+
+def test_from_the_command_line_to_a_method(fitted, tmp_path):
+    fit = read_cache_fit(fitted)
+    assert len(fit.caches["teacache"]["coefficients"]) == 5
+    ratios = fit.caches["magcache"]["ratios"]
+    assert len(ratios) == 4 and ratios[0] == 1
+    assert 0 < fit.quality["teacache"]["r2"] <= 1
+    assert (fit.origin["model"], fit.origin["weights"]) == ("tiny_flux", "random-kontext")
+    assert str(tmp_path) not in fitted.read_text()
+
+    given = ("model=tiny_flux", "method=full", f"cache.fit={fitted}")
+    config = config_of(*given, "cache=teacache")
+    tiny = open_editor(config)
+    method = build_method(config, adapter_for(tiny.pipe).facts, tiny)
+    assert method == TeaCache(**fit.caches["teacache"])
+    assert label_of(config, method) == f"full cache=teacache cache.fit={fitted.stem}"
+    config = config_of(*given, "cache=magcache")
+    assert list(build_method(config, adapter_for(tiny.pipe).facts, tiny).ratios) == ratios
+
+    # what is given goes before a file, a file before what is known of the model
+    config = config_of(*given, "cache=teacache", "cache.coefficients=[1,0]")
+    method = build_method(config, adapter_for(tiny.pipe).facts, tiny)
+    assert (method.coefficients, method.ceiling) == ((1, 0), float("inf"))
+    config = config_of("model=tiny_flux", "method=full", "cache=teacache")
+    method = build_method(config, adapter_for(tiny.pipe).facts, tiny)
+    assert method.coefficients == tuple(config.model["temporal_cache"]["teacache"]["coefficients"])
+
+
+def test_a_fit_of_other_weights_is_refused(tmp_path):
+    path = tmp_path / "fit.json"
+    write_cache_fit(path, CacheFit({"teacache": {}}, {}, {"model": "m", "weights": "others"}))
+    config = config_of("model=tiny_flux", "cache=teacache", f"cache.fit={path}")
+    tiny = open_editor(config)
+    with pytest.raises(ToPiError, match="of the weights others, but the model has random-kontext"):
+        build_method(config, adapter_for(tiny.pipe).facts, tiny)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("{", "is not JSON"), ("[]", "no cache fit of schema 1"), ('{"schema": 0}', r"it says 0")],
+)
+def test_files_that_are_no_fit(tmp_path, content, words):
+    path = tmp_path / "fit.json"
+    path.write_text(content)
+    with pytest.raises(ToPiError, match=words):
+        read_cache_fit(path)
+
+
+def test_only_standins_ship(capsys):
+    assert cli.main(["fit-cache", "model=tiny_flux", "--ship"]) == 1
+    assert "--ship is for stand-ins" in capsys.readouterr().err
+
+
+def test_a_shipped_fit_counts_for_its_own_weights_only(tmp_path, monkeypatch):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"new")
+    pipe, _ = tiny_flux(dual=1, single=1)
+    monkeypatch.setattr(standin, "load_standin", lambda *_: pipe)
+    monkeypatch.setattr(standin, "weights_file", lambda *_: weights)
+    about = editor.ModelConfig("x", "kontext", "standin", 4, 64, 64, device="cpu")
+    for of, known in ((editor._sha256(weights), True), ("old", False)):
+        fit = {"weights": of, "magcache": {"ratios": [1.0]}}
+        pipe.transformer.register_to_config(temporal_cache=fit)
+        facts = adapter_for(editor.load_editor(about).pipe).facts
+        assert ("magcache" in facts.temporal_cache) == known
