@@ -45,9 +45,37 @@ def retry(parsed: argparse.Namespace) -> int:
     return int(bool(retry(parsed.store, parsed.cells)))
 
 
+def verify(parsed: argparse.Namespace) -> int:
+    """Run three samples of a cell again and compare; the exit code is 1 if they differ."""
+    from rich.console import Console
+
+    from topi.verify import verification_table, verify
+
+    found = verify(parsed.store, parsed.cell, parsed.samples)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(verification_table(found, parsed.tolerance))
+    for condition in found.conditions:
+        console.print(f"Other conditions here: {condition}", markup=False, highlight=False)
+    return int(not all(check.same(parsed.tolerance) for check in found.checks))
+
+
+def sync(parsed: argparse.Namespace) -> int:
+    """Upload the offline W&B runs of a store, from a machine with internet and a login."""
+    from topi.report.sync import sync, unsynced
+    from topi.results import Store
+
+    store = Store(parsed.store)
+    if parsed.dry_run:
+        for folder in unsynced(store):
+            print(folder.name)
+        return 0
+    _log_to_stderr()
+    return int(bool(sync(store)))
+
+
 def add_commands(commands: Any) -> None:
     """Add them to the sub-parsers of `topi`."""
-    own = (plan, work, retry)
+    own = (plan, work, retry, verify, sync)
     for command in own:
         sub = commands.add_parser(
             command.__name__, help=command.__doc__, description=command.__doc__
@@ -67,6 +95,18 @@ def add_commands(commands: Any) -> None:
         if command is retry:
             text = "keys as in `topi status`, or their beginnings (default: all that failed)"
             sub.add_argument("cells", nargs="*", metavar="CELL", help=text)
+        if command is verify:
+            text = "its key as in `topi status`, or the beginning"
+            sub.add_argument("cell", metavar="CELL", help=text)
+            sub.add_argument("--samples", type=int, default=3, metavar="N", help="default: 3")
+            text = (
+                "levels of 255 by which pixels may differ, as between two kinds of GPU (default: 0)"
+            )
+            sub.add_argument("--tolerance", type=int, default=0, metavar="LEVELS", help=text)
+        if command is sync:
+            text = "only list what would go"
+            sub.add_argument("--dry-run", action="store_true", help=text)
+        if command in (retry, verify, sync):
             sub.add_argument("--store", type=Path, default=Path("results"), help="default: results")
 
 

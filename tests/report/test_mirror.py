@@ -1,69 +1,25 @@
-"""W&B mirrors a cell offline; read back from the log it leaves.
-
-An offline run is a file of length-prefixed protobuf records in 32 KiB blocks.
-"""
+"""W&B mirrors a cell offline; read back from the log it leaves."""
 
 import json
+import logging
 import os
-import struct
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
+from topi import cli
+from topi.report import mirror as module
+from topi.report.mirror import PLACES, Mirror, kept_curve
+from topi.report.sync import offline_runs, sync, unsynced
+from topi.report.wandb_log import read_log
 from topi.results import Store
 
 ROOT = Path(__file__).resolve().parents[2]
-BLOCK = 32 * 1024
-FULL, LAST = 1, 4
-
-
-def records(path: Path) -> Iterator[Any]:
-    from wandb.proto import wandb_internal_pb2
-
-    content, position, parts = path.read_bytes(), 7, b""
-    assert content[:4] == b":W&B"
-    while position + 7 <= len(content):
-        left = BLOCK - position % BLOCK
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", content, position)
-        parts += content[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (FULL, LAST):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(parts)
-            parts = b""
-            yield record
-
-
-def values(items: Any) -> dict[str, Any]:
-    return {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """Its id, config, history, summary and exit code."""
-    (path,) = folder.glob("*.wandb")
-    run: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "exit": None}
-    for record in records(path):
-        kind = record.WhichOneof("record_type")
-        if kind == "run":
-            run |= {"id": record.run.run_id, "name": record.run.display_name}
-            run["config"] |= values(record.run.config.update)
-        elif kind == "config":
-            run["config"] |= values(record.config.update)
-        elif kind == "history":
-            run["history"].append(values(record.history.item))
-        elif kind == "summary":
-            run["summary"] |= values(record.summary.update)
-        elif kind == "exit":
-            run["exit"] = record.exit.exit_code
-    return run
+SECRET = "0123456789abcdef0123456789abcdef01234567"
 
 
 def test_wandb_mirrors_a_cell_offline_and_touches_no_home(tmp_path):
@@ -74,7 +30,7 @@ def test_wandb_mirrors_a_cell_offline_and_touches_no_home(tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "run.py"), *arguments],
         cwd=tmp_path,
-        env=places | {"HOME": str(home), "COLUMNS": "100"},
+        env=places | {"HOME": str(home), "COLUMNS": "100", "WANDB_API_KEY": SECRET},
         capture_output=True,
         text=True,
     )
@@ -83,13 +39,18 @@ def test_wandb_mirrors_a_cell_offline_and_touches_no_home(tmp_path):
     assert cell.complete
     assert not list(home.rglob("*wandb*"))
     (folder,) = (tmp_path / "results" / "wandb").rglob("offline-run-*")
-    mirrored = read_run(folder)
-    assert (mirrored["id"], mirrored["name"]) == (cell.key, "topi tau=0.85")
-    assert mirrored["config"]["params"]["tau"] == 0.85
-    scores = [line["psnr"] for line in mirrored["history"] if "psnr" in line]
+    mirrored = read_log(folder)
+    assert (mirrored.id, mirrored.name) == (cell.key, "topi tau=0.85")
+    assert mirrored.config["params"]["tau"] == 0.85
+    scores = [line["psnr"] for line in mirrored.history if "psnr" in line]
     assert scores == [row["psnr"] for row in cell.rows]
-    assert mirrored["exit"] == 0
-    summary = mirrored["summary"]
+    assert mirrored.exit == 0
+    assert mirrored.group == "smoke"
+    assert set(mirrored.tags) == {"tiny_flux", "topi", cell.manifest["device"]["name"]}
+    secret = SECRET.encode()
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and secret in p.read_bytes()]
+    assert SECRET not in done.stdout + done.stderr
+    summary = mirrored.summary
     assert summary["n"] == 2
     assert {"camera_move/psnr", "global_edit/ssim"} <= set(summary)
     assert summary["mean/keep_ratio"] == pytest.approx(sum(r["keep_ratio"] for r in cell.rows) / 2)
@@ -98,3 +59,178 @@ def test_wandb_mirrors_a_cell_offline_and_touches_no_home(tmp_path):
     assert summary["pictures/count"] == 2
     picture = Image.open(next((folder / "files" / "media" / "images").rglob("*.png")))
     assert picture.size == (4 * 128, 128)
+
+
+@pytest.fixture
+def store(tmp_path, store_root, monkeypatch):
+    """A copy of the hand-written store; W&B's places are its own again afterwards."""
+    for name in PLACES:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    shutil.copytree(store_root, tmp_path / "results")
+    yield Store(tmp_path / "results")
+    for name in PLACES:
+        os.environ.pop(name, None)
+
+
+def cell_of(store):
+    return next(cell for cell in store.load_cells() if cell.manifest["method"] == "topi")
+
+
+CUT_OFF = """
+import os, sys, time
+from topi.report.mirror import Mirror
+from topi.results import Store
+store = Store(sys.argv[1])
+cell = store.cell(sys.argv[2])
+rows = cell.rows
+type(cell).rows = []
+with Mirror(store, cell, "offline") as mirror:
+    for row in rows[:5]:
+        mirror.row(row)
+    time.sleep(4)  # until W&B has written them
+    mirror.row(rows[5])
+    os._exit(9)
+"""
+
+
+def test_a_resumed_cell_continues_its_run_without_doubled_steps(store):
+    cell = cell_of(store)
+    (store.root / "calibration").mkdir()
+    command = [sys.executable, "-c", CUT_OFF, str(store.root), cell.key]
+    assert subprocess.run(command, cwd=store.root).returncode == 9
+    (first,) = offline_runs(store)
+    cut = read_log(first)
+    assert cut.exit is None
+    assert 1 <= len(cut.steps) <= 6
+    assert unsynced(store) == []  # somebody may still be writing it
+    assert unsynced(store, now=first.stat().st_mtime + 3600) == [first]
+
+    rows, count = cell.rows, cell.manifest["count"]
+    with Mirror(store, cell, "offline", pictures=1) as mirror:
+        for row in rows:
+            mirror.row(row)
+    first, second = offline_runs(store)
+    again = read_log(second)
+    assert (again.id, cut.id) == (cell.key, cell.key)
+    assert sorted(cut.steps + again.steps) == [
+        *range(count),
+        *range(count + 1, count + 2 + cell.manifest["steps"]),
+    ]
+    scores = {
+        line["_step"]: line["psnr"] for r in (cut, again) for line in r.history if "psnr" in line
+    }
+    assert scores == {row["index"]: row["psnr"] for row in rows}
+    curve = [line["kept/keep_ratio"] for line in again.history if "kept/step" in line]
+    assert curve == pytest.approx(kept_curve(cell))
+    assert again.group == cell.manifest["model"]
+    kept = again.artifacts[f"results-{cell.key}"]
+    assert sorted(kept) == ["latency.jsonl", "manifest.json", "rows.jsonl"]
+    assert again.exit == 0
+
+    with Mirror(store, cell, "offline") as mirror:  # complete, timed once more
+        pass
+    assert read_log(offline_runs(store)[-1]).steps == []
+
+
+def test_the_curve_of_kept_tokens(store):
+    cell = cell_of(store)
+    ratios = []
+    for row in cell.rows:
+        masks = json.loads((cell.path / "masks" / f"{row['sample']}.json").read_text())
+        ratios.append([len(anchor["kept"]) / 256 for anchor in masks["anchors"]])
+    early, late = (sum(column) / len(column) for column in zip(*ratios, strict=True))
+    expected = [1, 1, 1, *[early] * 4, 1, *[late] * 4]
+    assert kept_curve(cell) == pytest.approx(expected)
+    toma = next(cell for cell in store.load_cells() if cell.manifest["method"] == "toma")
+    assert kept_curve(toma) == [1.0] * 12
+
+
+class Broken:
+    """A W&B that fails from one call on."""
+
+    def __init__(self, at):
+        self.at, self.calls = at, []
+
+    def __getattr__(self, name):
+        def call(*arguments, **options):
+            self.calls.append(name)
+            if name == self.at:
+                raise OSError(28, "No space left on device")
+            return self
+
+        return call
+
+
+@pytest.mark.parametrize("at", ["init", "log", "log_artifact", "finish", "define_metric"])
+def test_nothing_of_wandb_ends_a_cell(store, monkeypatch, caplog, at):
+    cell, broken = cell_of(store), Broken(at)
+    broken.summary = broken
+    monkeypatch.setitem(sys.modules, "wandb", broken)
+    with Mirror(store, cell, "offline") as mirror:
+        for row in cell.rows:
+            mirror.row(row)
+    assert broken.calls.count(at) == 1
+    assert caplog.text.count("W&B is left out from here on") == 1
+
+
+def test_a_place_that_cannot_be_written_does_not_end_a_cell(store, caplog):
+    (store.root / "wandb").write_text("a file")
+    with Mirror(store, cell_of(store), "offline") as mirror:
+        mirror.row({"index": 0, "psnr": 1.0})
+    assert "W&B is left out" in caplog.text
+
+
+def test_an_error_of_the_cell_is_not_swallowed(store, monkeypatch):
+    broken = Broken("finish")
+    monkeypatch.setitem(sys.modules, "wandb", broken)
+    with pytest.raises(KeyboardInterrupt), Mirror(store, cell_of(store), "offline"):
+        raise KeyboardInterrupt
+    assert "finish" in broken.calls
+
+
+def test_sync_hands_over_what_is_ready_and_notices_what_was_left(
+    store, monkeypatch, capsys, caplog
+):
+    cells = store.load_cells()
+    folders = []
+    for number, cell in enumerate(cells[:3]):
+        folder = store.root / "wandb" / "wandb" / f"offline-run-20260101_00000{number}-{cell.key}"
+        folder.mkdir(parents=True)
+        log = folder / f"run-{cell.key}.wandb"
+        log.write_bytes(b":W&B\0\0\0")
+        os.utime(log, (0, 0))
+        folders.append(folder)
+    (folders[0] / f"run-{cells[0].key}.wandb.synced").touch()
+    asked = []
+
+    def upload(command):
+        asked.append([Path(part).name for part in command[2:]])
+        (folders[1] / f"run-{cells[1].key}.wandb.synced").touch()
+        return 0
+
+    with cells[2].lock():
+        assert unsynced(store) == [folders[1]]
+    assert cli.main(["sync", "--dry-run", "--store", str(store.root)]) == 0
+    assert capsys.readouterr().out.split() == [folder.name for folder in folders[1:]]
+    caplog.set_level(logging.INFO)
+    assert sync(store, upload) == 1
+    assert asked == [["wandb", "sync", *(folder.name for folder in folders[1:])]]
+    assert unsynced(store) == [folders[2]]
+    assert SECRET not in caplog.text
+
+
+def test_the_calibrations_of_the_weights_are_kept(store, monkeypatch):
+    cell = cell_of(store)
+
+    class Found:
+        def __init__(self, weights):
+            self.origin = {"weights": weights}
+
+    (store.root / "calibration").mkdir()
+    for name in ("a", "b"):
+        (store.root / "calibration" / f"{name}.json").write_text("{}")
+    weights = {"a": cell.manifest["weights"], "b": "others"}
+    monkeypatch.setattr(module, "read_calibration", lambda path: Found(weights[path.stem]))
+    (found,) = module.calibrations(store, cell.manifest)
+    assert found.name == "a.json"

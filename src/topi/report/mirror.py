@@ -1,4 +1,4 @@
-"""W&B as a mirror of one cell: config, rows, summary, a table and a picture grid.
+"""W&B as a mirror of one cell: config, rows, kept tokens, summary, table, pictures, artifacts.
 
 The store is the record. Whatever goes wrong here is a warning and never ends a cell.
 """
@@ -14,13 +14,19 @@ from typing import Any, Self
 import pandas as pd
 from PIL import Image
 
+from topi.errors import ToPiError
 from topi.report.gallery import draw_mask, read_anchors, side_by_side
 from topi.report.statistics import speedup
+from topi.report.sync import runs_of
+from topi.report.wandb_log import read_log
 from topi.results import Cell, Store
+from topi.results.calibration import read_calibration
 
 log = logging.getLogger(__name__)
 
 SCORES = ("psnr", "ssim", "lpips", "keep_ratio", "flop_speedup", "seconds")
+TAG = 64
+"""Characters that W&B allows."""
 PLACES = {
     "WANDB_DIR": "",
     "WANDB_DATA_DIR": "data",
@@ -33,6 +39,10 @@ PLACES = {
 
 class Mirror:
     """One W&B run for one cell, with the cell's key as its id.
+
+    Its steps are the indices of the samples in the data. A cell that is resumed continues its run:
+    what is logged already is not logged again, and what a killed process could not hand to W&B any
+    more is logged now.
 
     Args:
         store: where the cell is.
@@ -48,6 +58,7 @@ class Mirror:
         self.store, self.cell = store, cell
         self.mode, self.project, self.pictures = mode, project, pictures
         self.run: Any = None
+        self.logged: set[int] = set()  # steps
 
     def __enter__(self) -> Self:
         if self.mode != "none":
@@ -66,10 +77,14 @@ class Mirror:
             self._attempt(lambda: self.run.finish(exit_code=int(error is not None)))
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """A new row; its index in the data is W&B's step, so a resumed cell goes on counting."""
-        if self.run is not None:
-            scores = {name: row[name] for name in SCORES if row.get(name) is not None}
-            self._attempt(lambda: self.run.log(scores, step=row["index"]))
+        """Log a row."""
+        scores = {name: row[name] for name in SCORES if row.get(name) is not None}
+        self._log(scores, row["index"])
+
+    def _log(self, content: Mapping[str, Any], step: int) -> None:
+        if self.run is not None and step not in self.logged:
+            self._attempt(lambda: self.run.log(content, step=step))
+            self.logged.add(step)
 
     def _attempt(self, action: Callable[[], None]) -> None:
         try:
@@ -90,28 +105,68 @@ class Mirror:
             id=self.cell.key,
             name=manifest["label"],
             project=self.project,
-            group=manifest["model"],
-            tags=[manifest["method"]],
+            group=manifest.get("experiment") or manifest["model"],
+            tags=[manifest["model"], manifest["method"], manifest["device"]["name"][:TAG]],
             config=manifest,
             mode=self.mode,
             resume="allow",
             reinit="finish_previous",
             settings=wandb.Settings(
-                silent=True, x_disable_stats=True, console="off", disable_git=True
+                silent=True,
+                x_disable_stats=True,
+                console="off",
+                disable_git=True,
+                init_timeout=60,
+                x_transaction_log_flush_interval=1.0,  # seconds; a killed process loses no more
             ),
         )
+        self.run.define_metric("kept/step", hidden=True)
+        self.run.define_metric("kept/*", step_metric="kept/step")
+        self.logged = self._steps()
+        for row in self.cell.rows:
+            self.row(row)
+
+    def _steps(self) -> set[int]:
+        """The steps that earlier attempts logged."""
+        if self.mode == "online":
+            return set(range(self.run.step))
+        steps: set[int] = set()
+        for folder in runs_of(self.store, self.cell.key):
+            try:
+                steps.update(read_log(folder).steps)
+            except Exception as error:  # of its format, which is W&B's own business
+                log.warning("%s cannot be read (%r); its rows are logged again", folder, error)
+        return steps
 
     def _summarise(self) -> None:
         import wandb
 
-        rows = pd.DataFrame(self.cell.rows)
+        rows, count = pd.DataFrame(self.cell.rows), self.cell.manifest["count"]
+        for step, kept in enumerate(kept_curve(self.cell)):
+            self._log({"kept/step": step, "kept/keep_ratio": kept}, count + 1 + step)
         pictures = [
             wandb.Image(self._picture(name), caption=f"{name}: {text}")
             for name, text in rows[["sample", "instruction"]].head(self.pictures).values
         ]
         table = wandb.Table(columns=list(rows.columns), data=rows.astype(object).values.tolist())
-        self.run.log({"samples": table, "pictures": pictures}, step=int(rows["index"].max()) + 1)
+        last = count + 1 + self.cell.manifest["steps"]
+        self._log({"samples": table, "pictures": pictures}, last)
+        self._keep_files()
         self.run.summary.update(summary(rows, pd.DataFrame(self.cell.latency)))
+
+    def _keep_files(self) -> None:
+        """The rows, and the calibrations of these weights, as artifacts."""
+        import wandb
+
+        results = wandb.Artifact(f"results-{self.cell.key}", type="results")
+        for name in ("manifest.json", "rows.jsonl", "latency.jsonl"):
+            if (path := self.cell.path / name).is_file():
+                results.add_file(str(path))
+        self.run.log_artifact(results)
+        for path in calibrations(self.store, self.cell.manifest):
+            calibration = wandb.Artifact(f"calibration-{path.stem}", type="calibration")
+            calibration.add_file(str(path))
+            self.run.log_artifact(calibration)
 
     def _picture(self, sample: str) -> Image.Image:
         """reference | full | this cell | the tokens kept at the last anchor."""
@@ -126,6 +181,44 @@ class Mirror:
             anchors = read_anchors(self.cell.path / "masks" / f"{sample}.json")
             images += [draw_mask(*pair) for pair in zip(references, anchors[-1].kept, strict=True)]
         return side_by_side(images)
+
+
+def calibrations(store: Store, manifest: Mapping[str, Any]) -> list[Path]:
+    """The calibration that a cell names, and those in its store that are of its weights."""
+    paths = sorted((store.root / "calibration").glob("*.json"))
+    found = [path for path in paths if _weights(path) == manifest["weights"]]
+    named = manifest["config"].get("layers", {}).get("file")
+    return [*found, *(path for path in [Path(named or "")] if path.is_file() and named)]
+
+
+def _weights(path: Path) -> str | None:
+    try:
+        return read_calibration(path).origin.get("weights")
+    except ToPiError:
+        return None
+
+
+def kept_curve(cell: Cell) -> list[float]:
+    """The share of reference tokens that each denoising step of the pipeline sees [steps].
+
+    A mean over the samples, of the conditional branch: all tokens up to the first anchor and at
+    every anchor, between them what the last anchor kept.
+    """
+    steps = cell.manifest["steps"]
+    curves = []
+    for row in cell.rows:
+        curve = [1.0] * steps
+        with suppress(FileNotFoundError):
+            anchors = read_anchors(cell.path / "masks" / f"{row['sample']}.json")
+            ratios = {
+                anchor.step: anchor.keep_ratio for anchor in anchors if anchor.branch == "cond"
+            }
+            now = 1.0
+            for step in range(steps):
+                now = ratios.get(step, now)
+                curve[step] = 1.0 if step in ratios else now
+        curves.append(curve)
+    return [sum(values) / len(values) for values in zip(*curves, strict=True)]
 
 
 def summary(rows: pd.DataFrame, latency: pd.DataFrame) -> dict[str, float]:
