@@ -6,9 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import topi
 from topi import cli
-from topi.config import LayersConfig
+from topi.config import LayersConfig, conf_folder
 from topi.errors import ToPiError
 from topi.evaluation import calibration as evaluation
 from topi.evaluation import probing
@@ -18,7 +17,7 @@ from topi.models.editor import TinyEditor
 from topi.results import files
 from topi.results.calibration import read_calibration
 from topi.results.probe import load_probes
-from topi.study import CALIBRATE_READS, compose_study, conf_folder
+from topi.study import CALIBRATE_READS, compose_study
 
 FACTS = ModelFacts("Flux", (2, 4), (("attention",),) * 6, (0, 1, 2))
 FEW = ("model.steps=2", "model.height=64", "model.width=64")
@@ -168,7 +167,7 @@ def test_defaults_of_the_data():
 def test_the_configuration_is_found_or_missed_with_a_word(monkeypatch, tmp_path):
     here = conf_folder()
     assert (here / "config.yaml").is_file()
-    monkeypatch.setattr(topi, "__file__", str(tmp_path / "lib" / "src" / "topi" / "__init__.py"))
+    monkeypatch.setattr("topi.config.__file__", str(tmp_path / "lib" / "src" / "config.py"))
     monkeypatch.chdir(here.parent)
     assert conf_folder() == here  # of the current folder
     monkeypatch.chdir(tmp_path)

@@ -25,18 +25,20 @@ RESUME = ("same", "any")
 
 
 def conf_folder() -> Path:
-    """The `conf/` folder of the checkout that this package is installed from.
+    """`conf/` of the checkout this package is installed from, else of the current folder.
 
     Raises:
-        ToPiError: the package is not installed from a checkout.
+        ConfigError: there is none in either place.
     """
-    folder = Path(__file__).resolve().parents[2] / "conf"
-    if not (folder / "config.yaml").is_file():
-        raise ToPiError(
-            f"{folder} is missing: this command reads conf/ of a checkout; clone the repository "
-            "and install it with `pip install -e .`"
-        )
-    return folder
+    places = [Path(__file__).resolve().parents[2] / "conf", Path.cwd() / "conf"]
+    for folder in places:
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise ConfigError(
+        f"The configuration is missing: neither {places[0]} nor {places[1]} holds a config.yaml. "
+        "It comes with a checkout of the repository, not with the installed package: run this "
+        "command in the top folder of a checkout."
+    )
 
 
 class ConfigError(ToPiError):

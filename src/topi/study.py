@@ -11,8 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import topi
-from topi.config import Config, ConfigError, read_config
+from topi.config import Config, ConfigError, conf_folder, read_config
 from topi.errors import ToPiError
 from topi.launch import explain
 from topi.results import files
@@ -23,23 +22,6 @@ from topi.results.probe import ProbeRun, probe_run
 SAMPLES = 48  # 12 of each category, as in the paper (section 5.1)
 CALIBRATE_READS = ("model", "data", "seed", "store")
 PROBE_READS = (*CALIBRATE_READS, "layers", "tau")
-
-
-def conf_folder() -> Path:
-    """`conf/` of the checkout this package is installed from, else of the current folder.
-
-    Raises:
-        ConfigError: there is none in either place.
-    """
-    places = [Path(topi.__file__).resolve().parents[2] / "conf", Path.cwd() / "conf"]
-    for folder in places:
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise ConfigError(
-        f"The configuration is missing: neither {places[0]} nor {places[1]} holds a config.yaml. "
-        "It comes with a checkout of the repository, not with the installed package: run this "
-        "command in the top folder of a checkout."
-    )
 
 
 def compose_study(

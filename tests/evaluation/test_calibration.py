@@ -147,8 +147,10 @@ def test_bootstrap_frequencies_equal_the_chance_of_a_draw():
 
 
 def test_bootstrap_keeps_the_share_of_each_category():
-    strata = [np.array([[0.9, 0.0, 0.1]]), np.array([[0.0, 0.5, 0.1]])]
-    assert stability(strata, top=1).same_set == 1  # one of each, whatever is drawn
+    strata = [np.array([[0.9, 0.0, 0.1]] * 2), np.array([[0.0, 0.5, 0.1]] * 2)]
+    assert stability(strata, top=1).same_set == 1  # two of each, whatever is drawn
+    alone = [each[:1] for each in strata]
+    assert 0.6 < stability(alone, top=1).same_set < 0.9  # of four draws one misses the first
 
 
 def test_stack_has_branches_steps_and_layers():

@@ -88,11 +88,14 @@ def stability(
     """Choose the layers again on bootstrap subsets of the samples.
 
     Args:
-        strata: of each category, S of each sample and layer [n, L]; a subset has n of each.
+        strata: of each category, S of each sample and layer [n, L]; a subset has n of each, unless
+            a category has one sample, which could only be drawn again.
         top: M of Eq. 5.
         subsets: how many.
         seed: of the draw.
     """
+    if min(map(len, strata)) == 1:
+        strata = [np.concatenate(strata)]
     chosen = top_layers(np.concatenate(strata).mean(0), top)
     rng = np.random.default_rng(seed)
     counts, same = np.zeros(strata[0].shape[1]), 0

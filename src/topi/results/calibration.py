@@ -37,7 +37,8 @@ class Stability:
     """How much the choice depends on the samples.
 
     Args:
-        subsets: bootstrap subsets of the samples, drawn with replacement within each category.
+        subsets: bootstrap subsets of the samples, drawn with replacement; each has as many of
+            each category, if there are two samples or more of each.
         seed: of the draw.
         same_set: share of subsets that choose the same set of layers as all samples.
         frequency: of each layer, the share of subsets that choose it.
