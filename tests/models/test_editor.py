@@ -27,6 +27,15 @@ def test_tiny_editor_runs_the_real_pipeline_class(kind):
     assert not np.array_equal(image, editor.edit(sample, seed=4))
 
 
+@pytest.mark.parametrize("kind", PIPELINES)
+def test_a_sample_decides_the_size_of_its_output(kind):
+    sample = MiniEdit(size=[96, 128], reference_size=[64, 96])[0]
+    editor = tiny(kind)
+    assert editor.edit(sample).size == (128, 96)
+    free = EditSample("x", sample.category, sample.task, sample.instruction, sample.references)
+    assert editor.edit(free).size == (128, 128)  # that of the model
+
+
 def test_instruction_matters_to_a_tiny_editor():
     editor = tiny("kontext")
     samples = [MiniEdit(size=128)[i] for i in (0, 1)]

@@ -83,6 +83,7 @@ class AnyEdit:
             source = open_source(path, revision)
             _write_selection(source, settings, self.folder, self.file)
         manifest = _read_manifest(self.file)
+        log.info("the pairs of %s; delete %s to select anew", self.file, self.folder)
         self.skipped: list[dict[str, str]] = manifest["skipped"]
         _tell(manifest["source"], self.skipped)
         self.entries = [entry for entry in manifest["entries"] if entry["split"] == split][:count]
@@ -100,10 +101,7 @@ class AnyEdit:
                 "it, or ask for another number"
             )
         if not self.entries:
-            raise ToPiError(
-                f"{settings['path']} has no usable pair for {split}; left out: "
-                f"{len(self.skipped)}, see {self.file}"
-            )
+            raise ToPiError(f"{settings['path']} has no usable pair left for {split}")
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -149,6 +147,11 @@ def _write_selection(source: Source, settings: dict, folder: Path, file: Path) -
     entries, skipped = select(
         source, settings["per_type"], settings["visual"], settings["calibration"], keep
     )
+    if not entries:
+        reasons = (
+            ", ".join(sorted({row["reason"] for row in skipped})[:5]) or "no row of these types"
+        )
+        raise ToPiError(f"{settings['path']} has no usable pair: {reasons}")
     content = {
         "source": source.name,
         "settings": settings,
@@ -159,7 +162,7 @@ def _write_selection(source: Source, settings: dict, folder: Path, file: Path) -
     content["sha256"] = _digest(content)
     used = {image["sha256"] for entry in entries for image in entry["images"]}
     for stray in images.iterdir():
-        if stray.name not in used:
+        if stray.name not in used and not stray.name.startswith("."):  # another process writes
             stray.unlink()
     _write(file, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 

@@ -81,7 +81,7 @@ def _check_folder(path: Path) -> Findings:
 def _count(found: Findings, keys: list[Key]) -> None:
     for key in keys:
         if key.known_type is None:
-            found.broken.append((key.id, f"unknown edit type {key.type!r}"))
+            found.broken.append((f"{key.type}-{key.id}", f"unknown edit type {key.type!r}"))
         else:
             found.rows[CATEGORY[key.known_type], key.known_type] += 1
 
@@ -96,7 +96,8 @@ def _check_rows(found: Findings, rows: Iterator[tuple[Key, Row]]) -> None:
         if not row.instruction:
             problems.append("no instruction")
         if problems:
-            found.broken.append((f"{key.known_type}-{key.id}", "; ".join(problems)))
+            name = f"{key.known_type or key.type}-{key.id}"
+            found.broken.append((name, "; ".join(problems)))
 
 
 def _check_parquet(found: Findings, source: ParquetFiles, everything: bool) -> None:
