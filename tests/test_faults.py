@@ -1,0 +1,388 @@
+"""What a cluster does to a sweep, on random weights: kills, signals, races, failures, other code.
+
+The model is loaded once, here; the processes that suffer are forks.
+"""
+
+import logging
+import os
+import random
+import signal
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from topi import cli, experiment
+from topi.compose import composed
+from topi.config import read_config
+from topi.errors import ToPiError
+from topi.methods.toma import ToMA
+from topi.models.editor import TinyEditor
+from topi.plan import PlannedCell, Task, dump, load, plan
+from topi.results import Cell, Store, provenance
+from topi.verify import verify
+from topi.work import retry, run_tasks
+
+KILLS = 25
+PATIENCE = 300  # seconds, for a machine with other things to do
+TIMING = ("seconds", "scoring_seconds", "selection_seconds")
+SMOKE = ("experiment=smoke", "latency.samples=0", "model.steps=3", "method.first_anchor=1")
+SMOKE += ("model.height=64", "model.width=64")
+
+
+def config_for(store, *overrides):
+    return read_config(composed([*SMOKE, f"store={store}", *overrides]))
+
+
+def rows_of(cell):
+    rows = [{k: v for k, v in row.items() if k not in TIMING} for row in cell.rows]
+    return sorted(rows, key=lambda row: row["index"])
+
+
+def only_cell(store):
+    (cell,) = Store(store).find_cells()
+    return cell
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """A cell of four samples that nothing happens to."""
+    store = tmp_path_factory.mktemp("calm")
+    experiment.run(config_for(store, "data.count=4"))
+    return only_cell(store)
+
+
+@pytest.fixture
+def edits(monkeypatch):
+    seen, real = [], TinyEditor.edit
+    monkeypatch.setattr(
+        TinyEditor,
+        "edit",
+        lambda self, sample, seed: (seen.append(sample.id), real(self, sample, seed))[1],
+    )
+    return seen
+
+
+def fork(action, log=None):
+    """Start a process that runs `action` and exits with what it returns."""
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            if log is not None:
+                logging.basicConfig(filename=log, level=logging.INFO, force=True)
+            code = action() or 0
+        except SystemExit as stopped:
+            code = stopped.code
+        finally:
+            os._exit(code)
+    return pid
+
+
+def wait(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def pausing_after(rows, action, until=Path("never")):
+    """Run in a fork: once the cell has so many rows, it waits for a file, or for a signal."""
+    real = Cell.add_row
+
+    def add_row(self, *arguments):
+        real(self, *arguments)
+        while len(self.rows) >= rows and not until.exists():
+            time.sleep(0.02)
+
+    Cell.add_row = add_row
+    return action()
+
+
+def wait_for_rows(store, count):
+    deadline = time.monotonic() + PATIENCE
+    while not (cells := Store(store).load_cells()) or len(cells[0].rows) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def assert_equal(cell, calm):
+    """Row for row and picture for picture, and nothing lies about."""
+    assert cell.key == calm.key
+    assert rows_of(cell) == rows_of(calm)
+    assert len(cell.rows) == len({row["sample"] for row in cell.rows})
+    for row in calm.rows:
+        for folder in ("images", "masks"):
+            (mine,) = (cell.path / folder).glob(f"{row['sample']}.*")
+            (other,) = (calm.path / folder).glob(f"{row['sample']}.*")
+            assert mine.read_bytes() == other.read_bytes()
+    assert not list(cell.path.rglob("*.part"))
+    assert not (cell.path / "quarantine").exists()
+
+
+def test_kill_9_at_any_moment_costs_no_row_and_doubles_none(tmp_path, calm):
+    started = time.monotonic()
+    config = config_for(tmp_path / "0", "data.count=4")
+    assert wait(fork(lambda: experiment.run(config))) == 0
+    took = time.monotonic() - started
+    dice, kills, store = random.Random(0), 0, 0
+    while kills < KILLS:
+        store += 1
+        config = config_for(tmp_path / str(store), "data.count=4")
+        code = -9
+        while code == -9:
+            pid = fork(lambda config=config: experiment.run(config))
+            time.sleep(dice.uniform(0, took * 0.7))
+            os.kill(pid, signal.SIGKILL)
+            code = wait(pid)
+            kills += code == -9
+        assert code == 0
+        cell = only_cell(config.store)
+        assert cell.complete
+        assert_equal(cell, calm)
+
+
+def test_of_two_workers_one_computes_and_the_other_says_so(tmp_path, calm):
+    config = config_for(tmp_path / "s", "data.count=4")
+    logs = [tmp_path / "log0", tmp_path / "log1"]
+    go_on = tmp_path / "go on"
+    first = fork(lambda: pausing_after(1, lambda: experiment.run(config), go_on), logs[0])
+    wait_for_rows(config.store, 1)
+    assert wait(fork(lambda: experiment.run(config), logs[1])) == 0
+    go_on.touch()
+    assert wait(first) == 0
+    told = [log.read_text() for log in logs]
+    assert ["another process is computing" in text for text in told] == [False, True]
+    assert ["is complete now" in text for text in told] == [True, False]
+    assert_equal(only_cell(config.store), calm)
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """Stand-ins for two SLURM commands; what they are asked is in `asked`, `state` is the job's."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, answer in (("squeue", f"cat {tmp_path / 'state'}"), ("scontrol", "true")):
+        script = tools / name
+        script.write_text(f'#!/bin/sh\necho "{name} $*" >> {tmp_path / "asked"}\n{answer}\n')
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    (tmp_path / "asked").touch()
+    (tmp_path / "state").write_text("RUNNING\n")
+    return tmp_path
+
+
+def tasks_for(store, *cells):
+    planned = [PlannedCell(" ".join(c), [*SMOKE, f"store={store}", *c]) for c in cells]
+    return [Task(0, "a100", "tiny_flux", "smoke", planned)]
+
+
+@pytest.mark.parametrize(
+    ("signum", "state", "requeued"),
+    [
+        (signal.SIGUSR2, "RUNNING", True),  # two minutes before the time limit
+        (signal.SIGTERM, "RUNNING", True),  # preempted, in the grace time
+        (signal.SIGTERM, "COMPLETING", False),  # SLURM requeues it itself, or it was cancelled
+    ],
+)
+def test_a_signal_puts_the_job_back_into_the_queue(cluster, calm, signum, state, requeued):
+    store = cluster / "store"
+    (cluster / "state").write_text(state + "\n")
+    tasks = tasks_for(store, ["data.count=4"])
+    pid = fork(lambda: pausing_after(2, lambda: run_tasks(tasks)))
+    wait_for_rows(store, 2)
+    os.kill(pid, signum)
+    assert wait(pid) == 128 + signum
+    asked = (cluster / "asked").read_text().splitlines()
+    assert ("scontrol requeue 77" in asked) == requeued
+    cell = only_cell(store)
+    assert cell.state.startswith("partial")
+    assert run_tasks(tasks) == 0
+    assert_equal(cell, calm)
+    assert cell.manifest["job"]["slurm_job_id"] == "77"
+
+
+def test_a_job_that_never_gets_on_is_not_requeued_for_ever(cluster, monkeypatch):
+    from topi.work import requeue
+
+    assert not requeue({"SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": "100"})
+    assert not requeue({})
+    assert (cluster / "asked").read_text() == ""
+    assert requeue({"SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": "99"})
+
+
+def test_a_failing_cell_is_told_and_retry_runs_only_that(tmp_path, monkeypatch, capsys, edits):
+    store = tmp_path / "store"
+    path = tmp_path / "plan.jsonl"
+    cells = (["method=toma"], ["method=checker"], ["method=toma_ref"])
+    planned = [
+        PlannedCell(c[0], ["experiment=smoke", "latency.samples=0", f"store={store}", *c])
+        for c in cells
+    ]
+    path.write_text(dump([Task(3, "a100", "tiny_flux", None, planned)]))
+    real = ToMA.merge
+
+    def fail(self, *arguments):
+        if self.name == "toma":
+            raise ZeroDivisionError("no tokens")
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ToMA, "merge", fail)
+        assert cli.main(["work", str(path), "3"]) == 1
+    states = {cell.manifest["method"]: cell.state for cell in Store(store).load_cells()}
+    assert states == {
+        "toma": "failed: ZeroDivisionError('no tokens')",
+        "checker": "complete",
+        "toma_ref": "complete",
+    }
+    capsys.readouterr()
+    assert cli.main(["status", "--store", str(store)]) == 0
+    assert "failed: ZeroDivisionError" in capsys.readouterr().out
+    edits.clear()
+    assert cli.main(["retry", "--store", str(store)]) == 0
+    assert len(edits) == 2  # its two samples; full outputs were there
+    assert {cell.state for cell in Store(store).load_cells()} == {"complete"}
+    edits.clear()
+    assert retry(store) == 0
+    assert not edits
+    assert cli.main(["retry", "--store", str(store), "nothing"]) == 1
+    assert cli.main(["work", str(path), "4"]) == 1
+    assert "has no task 4" in capsys.readouterr().err
+
+
+def test_rows_of_two_versions_of_the_code_are_not_mixed_unless_allowed(tmp_path, calm, monkeypatch):
+    config = config_for(tmp_path / "s", "data.count=4")
+    pid = fork(lambda: pausing_after(2, lambda: experiment.run(config)))
+    wait_for_rows(config.store, 2)
+    os.kill(pid, signal.SIGKILL)
+    wait(pid)
+    cell = only_cell(config.store)
+    done = len(cell.rows)
+    monkeypatch.setattr(provenance, "code_digest", lambda: "f" * 16)
+    with pytest.raises(ToPiError, match=r"is now ffffffff.*resume=any"):
+        experiment.run(config)
+    assert "is now ffffffff" in cell.state
+    assert len(cell.rows) == done
+    config.resume = "any"
+    experiment.run(config)
+    assert cell.complete
+    assert rows_of(cell) == rows_of(calm)
+    (resumed,) = only_cell(config.store).manifest["resumed"]
+    assert (resumed["code"], resumed["rows"]) == ("f" * 16, done)
+    assert "is now ffffffff" in resumed["changed"][0]
+
+
+def test_a_damaged_complete_cell_is_computed_again_where_it_is_damaged(tmp_path, edits):
+    config = config_for(tmp_path / "s", "data.count=3")
+    experiment.run(config)
+    cell = only_cell(config.store)
+    before = rows_of(cell)
+    path = cell.path / "rows.jsonl"
+    path.write_text("x" + path.read_text())
+    full = Store(config.store).full(cell.manifest["full_key"])
+    picture = full.path / "images" / f"{before[0]['sample']}.png"
+    sound = picture.read_bytes()
+    picture.write_bytes(sound[:100])
+    edits.clear()
+    experiment.run(config)
+    assert len(edits) == 2  # the damaged row, and its damaged full output
+    assert cell.complete
+    assert rows_of(cell) == before
+    assert picture.read_bytes() == sound
+
+
+def test_verify_runs_samples_again_and_finds_a_forged_row(calm, capsys, edits):
+    store, before = calm.path.parents[1], rows_of(calm)
+    files = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    assert cli.main(["verify", calm.key[:-3], "--store", str(store)]) == 0
+    told = capsys.readouterr().out
+    assert told.count("same") == 3
+    samples = [before[i]["sample"] for i in (0, 2, 3)]
+    assert edits == [sample for sample in samples for _ in range(2)]
+    assert files == {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    path = calm.path / "rows.jsonl"
+    text = path.read_text()
+    try:
+        path.write_text(text.replace(f'"psnr": {before[0]["psnr"]}', '"psnr": 77.25'))
+        assert cli.main(["verify", calm.key, "--store", str(store), "--samples", "1"]) == 1
+        assert "77.2500 ->" in capsys.readouterr().out
+        (check,) = verify(store, calm.key, 1).checks
+        assert (check.pixels, check.full_pixels, check.same()) == (0, 0, False)
+    finally:
+        path.write_text(text)
+    assert cli.main(["verify", "no-such", "--store", str(store)]) == 1
+
+
+def test_verify_refuses_what_is_not_the_same(calm, monkeypatch):
+    monkeypatch.setattr(TinyEditor, "fingerprint", lambda self: "other")
+    with pytest.raises(ToPiError, match="weights random-kontext are now other"):
+        verify(calm.path.parents[1], calm.key)
+
+
+def test_a_plan_has_every_cell_once_and_one_model_per_task(tmp_path):
+    sweep = ("experiment=smoke", "model=tiny_flux,tiny_qwen", "method=topi,toma", "tau=0.8,0.9")
+    tasks = plan(sweep, group=2)
+    assert [(task.task, task.gpu, task.model) for task in tasks] == [
+        (0, "a100", "tiny_flux"),
+        (1, "a100", "tiny_flux"),
+        (2, "h20", "tiny_qwen"),
+        (3, "h20", "tiny_qwen"),
+    ]
+    assert [[cell.label for cell in task.cells] for task in tasks] == [
+        ["topi tau=0.8", "topi tau=0.9"],
+        ["toma"],
+    ] * 2
+    assert {task.experiment for task in tasks} == {"smoke"}
+    path = tmp_path / "plan.jsonl"
+    path.write_text(dump(tasks))
+    assert load(path) == tasks
+    config = read_config(composed(tasks[2].cells[1].overrides))
+    assert (config.model["name"], config.tau, config.method["name"]) == ("tiny_qwen", 0.9, "topi")
+    assert len(plan(sweep, group=9)) == 2
+    assert {task.gpu for task in plan(sweep, gpu="none")} == {"none"}
+
+
+def test_a_plan_keeps_draws_apart_and_refuses_impossible_points():
+    random_layers = ("experiment=smoke", "layers=random", "layers.seed=0,1", "ratio=0.5")
+    assert sum(len(task.cells) for task in plan(random_layers, group=9)) == 2
+    for overrides in (["tau=2"], ["method=tomi"], ["tau=["], ["taau=1"]):
+        with pytest.raises(ToPiError):
+            plan(["experiment=smoke", *overrides])
+    with pytest.raises(ToPiError, match="--group 0"):
+        plan(["experiment=smoke"], group=0)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "not json"])
+def test_what_is_not_a_plan_is_refused(tmp_path, text):
+    path = tmp_path / "plan.jsonl"
+    if text:
+        path.write_text(text + "\n")
+    with pytest.raises(ToPiError, match="is not a plan"):
+        load(path)
+
+
+def test_each_process_takes_a_gpu_of_its_own(tmp_path, monkeypatch):
+    import torch
+
+    from topi.gpu import claim_gpu
+    from topi.results import files
+
+    class Gpu:
+        def __init__(self, uuid):
+            self.uuid = uuid
+
+    taken = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: Gpu(f"GPU-{i}"))
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    with files.lock(tmp_path / ".gpus" / "GPU-0") as ours:
+        assert ours
+        assert claim_gpu(tmp_path) == 1
+        assert claim_gpu(tmp_path) == 1  # it stays
+        assert wait(fork(lambda: (claim_gpu.cache_clear(), claim_gpu(tmp_path))[1])) == 2
+    assert taken == [1]
+    claim_gpu.cache_clear()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert claim_gpu(Path("x")) is None
+    claim_gpu.cache_clear()
