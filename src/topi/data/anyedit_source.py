@@ -6,6 +6,7 @@ Rows are indexed first, by id and type alone, and read one by one: nobody has to
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -164,32 +165,39 @@ class ParquetFiles:
                 last = file, group
             row = table[number]
             images = (
-                self._bytes(file, row.get(name))
-                for name in ("image_file", "visual_input", "edited_file")
+                _encoded(row.get(name)) for name in ("image_file", "visual_input", "edited_file")
             )
             yield key, Row(_instruction(row), *images)
 
-    def _open(self, file: str):
+    @contextmanager
+    def _open(self, file: str) -> Iterator[Any]:
         import pyarrow.parquet as pq
 
-        try:
-            return pq.ParquetFile(self.system.open(file, "rb"))
-        except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
-            raise ToPiError(f"{file} is no whole parquet file: download it again") from error
+        with ExitStack() as stack:
+            try:
+                handle = stack.enter_context(self.system.open(file, "rb"))
+                parquet = pq.ParquetFile(handle)
+            except Exception as error:  # of Arrow, of the disk, or of the network
+                raise ToPiError(
+                    f"{file} is no whole parquet file ({_first_line(error)}): download it again"
+                ) from error
+            yield parquet
 
     def _read(self, parquet: Any, file: str, group: int, columns: list[str]) -> list[dict]:
         try:
             return parquet.read_row_group(group, columns=columns).to_pylist()
-        except (OSError, ValueError) as error:
+        except Exception as error:
             raise ToPiError(
-                f"row group {group} of {file} cannot be read: download it again"
+                f"row group {group} of {file} cannot be read ({_first_line(error)}): download it "
+                "again"
             ) from error
 
-    def _bytes(self, file: str, image: Any) -> bytes | None:
-        """Of the hub's {bytes, path}, or of plain bytes."""
-        if isinstance(image, Mapping):
-            image = image.get("bytes")
-        return image if isinstance(image, bytes) else None
+
+def _encoded(image: Any) -> bytes | None:
+    """Of the hub's {bytes, path}, or of plain bytes."""
+    if isinstance(image, Mapping):
+        image = image.get("bytes")
+    return image if isinstance(image, bytes) else None
 
 
 def open_source(path: str | Path, revision: str | None = None) -> Source:
@@ -220,6 +228,10 @@ def open_source(path: str | Path, revision: str | None = None) -> Source:
     return _hub(match[1], revision, match[2] or "**/*.parquet")
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def _hub(name: str, revision: str, pattern: str) -> ParquetFiles:
     from huggingface_hub import HfFileSystem
 
@@ -227,10 +239,10 @@ def _hub(name: str, revision: str, pattern: str) -> ParquetFiles:
     try:
         files = system.glob(f"datasets/{name}@{revision}/{pattern}")
     except Exception as error:  # whatever the network has in store
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ToPiError(
-            f"{name}@{revision[:8]} cannot be reached on the hub ({reason}): go online, or "
-            f"fetch it with `hf download --repo-type dataset {name}` and give data.path that folder"
+            f"{name}@{revision[:8]} cannot be reached on the hub ({_first_line(error)}): go online "
+            f"or fetch it with `hf download --repo-type dataset {name}` and give data.path the "
+            "folder"
         ) from error
     if not files:
         raise ToPiError(f"{name}@{revision[:8]} has no file {pattern}")
