@@ -2,18 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from topi.config import ConfigError
-from topi.errors import ToPiError
+from topi.config import ConfigError, conf_folder
 from topi.launch import explain
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def composed(overrides: Sequence[str] = (), hydra: bool = False) -> DictConfig:
@@ -25,12 +21,7 @@ def composed(overrides: Sequence[str] = (), hydra: bool = False) -> DictConfig:
     Raises:
         ToPiError: an override is impossible, or there are no configuration files.
     """
-    if not CONF.is_dir():
-        raise ToPiError(
-            f"There is no {CONF}: this command runs from a checkout that was installed with "
-            "`make setup`."
-        )
-    with refusals(), initialize_config_dir(str(CONF), version_base="1.3"):
+    with refusals(), initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return compose("config", list(overrides), return_hydra_config=hydra)
 
 
