@@ -107,6 +107,7 @@ def test_training_lowers_the_loss(train, prompts, tmp_path):
     told = json.loads((out / "recipe.json").read_text())
     logged = pd.read_csv(out / "curves.csv")
     assert logged.groupby(["run", "phase"]).ngroups == 3 and logged["run"].is_monotonic_increasing
+    assert Image.open(out / "curves.png").size == (1050, 360)
     assert (logged.groupby(["run", "phase"])["psnr_local_edit"].count() > 0).all()
     assert len(told["runs"]) == 2 and "20 steps of 4 at 48x48 px" in told["runs"][1]["training"]
 

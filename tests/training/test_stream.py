@@ -85,3 +85,12 @@ def test_resized_leaves_the_right_size_alone():
 def test_validation_holds_every_category_equally():
     (batch,) = validation_batches(Draw([(64, 64)], 1, KONTEXT))
     assert [batch.categories.count(c) for c in dict.fromkeys(batch.categories)] == [6, 6, 6, 6]
+
+
+def test_batches_with_two_references():
+    draw = Draw([(104, 152)], 2, QWEN, plus=0.5)
+    counts = [len(draw_batch(draw, step).references) for step in range(8)]
+    assert set(counts) == {1, 2}
+    batch = draw_batch(draw, counts.index(2))
+    assert [r.shape for r in batch.references] == [(2, 96, 160, 3)] * 2
+    assert all("second image" in prompt for prompt in batch.prompts)

@@ -196,15 +196,21 @@ def picture_grid(editor: Editor, chosen: Mapping[str, Sequence[int]]) -> Image.I
     return Image.fromarray(np.concatenate(rows).astype(np.uint8))
 
 
-def render(card: Mapping, recipe: Mapping) -> str:
-    """The card as Markdown, from `measure` and the recipe of the training run."""
+def render(card: Mapping, recipe: Mapping, curves: bool = False) -> str:
+    """The card as Markdown, from `measure` and the recipe of the training run.
+
+    Args:
+        curves: show the learning curves that lie beside it.
+    """
     templates = Environment(
         loader=PackageLoader("topi.evaluation"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return templates.get_template("model_card.md.j2").render(card=card, recipe=recipe)
+    return templates.get_template("model_card.md.j2").render(
+        card=card, recipe=recipe, curves=curves
+    )
 
 
 def write(card: Mapping, calibration: Calibration, grid: Image.Image, folder: Path) -> None:
@@ -215,7 +221,8 @@ def write(card: Mapping, calibration: Calibration, grid: Image.Image, folder: Pa
     grid.save(folder / "edits.png", optimize=True)
     recipe = json.loads((folder / "recipe.json").read_text())
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
-    (folder / "README.md").write_text(render(card, recipe))
+    curves = (folder / "curves.png").exists()
+    (folder / "README.md").write_text(render(card, recipe, curves))
     ship(calibration, folder)
 
 

@@ -24,6 +24,7 @@ from topi.data.mini_edit import draw_pair
 from topi.models.standin import FAMILIES, LATENTS, load_parts, save_standin, weights_folder
 from topi.models.text import PromptCache
 from topi.training.autoencoder import train_autoencoder
+from topi.training.curves import draw_curves
 from topi.training.module import EditorTraining, Schedule, to_signed
 from topi.training.stream import Draw, loader, stacked, validation_batches
 
@@ -161,11 +162,13 @@ def train(config: TrainingConfig) -> bool:
     told["runs"] = runs(config, out)
     (out / "recipe.json").write_text(json.dumps(told, indent=1) + "\n")
     if config.logger == "csv":
-        curves(config, out).to_csv(out / "curves.csv", index=False, float_format="%.6g")
+        learnt = curves(config, out)
+        learnt.to_csv(out / "curves.csv", index=False, float_format="%.6g")
+        draw_curves(learnt, out / "curves.png")
     if config.ship:
         folder = weights_folder(config.model.name)
         save_standin(module.transformer, module.vae, folder)
-        for name in ("recipe.json", "curves.csv"):
+        for name in ("recipe.json", "curves.csv", "curves.png"):
             if (out / name).exists():
                 shutil.copy(out / name, folder)
     return True
