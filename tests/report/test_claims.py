@@ -165,3 +165,11 @@ def test_unpaired_groups():
     assert unpaired(one, other) == Estimate(2, 2, 2, 5)
     assert unpaired(one, []).n == 0
     assert unpaired([1, 2, 3], [0, 4]).low < 0 < unpaired([1, 2, 3], [0, 4]).high
+
+
+def test_random_weights_prove_nothing(tmp_path, write_cell):
+    cell = write_cell(tmp_path, "kontext_standin", "topi tau=0.85")
+    about = json.loads((cell / "manifest.json").read_text())
+    about["full"]["model"]["source"] = "tiny"
+    (cell / "manifest.json").write_text(json.dumps(about))
+    assert gather_evidence(Store(tmp_path)) == []

@@ -117,9 +117,9 @@ def decide(comparisons: Iterable[Comparison], reason: str = "") -> Finding:
     chance only where the true difference is about zero, and there the claim does not hold either.
     """
     comparisons = tuple(comparisons)
-    verdicts = {comparison.verdict for comparison in comparisons}
+    verdicts = {comparison.verdict for comparison in comparisons} or {UNTESTABLE}
     for verdict in (CONTRADICTED, UNTESTABLE, INCONCLUSIVE):
-        if verdict in verdicts or not verdicts:
+        if verdict in verdicts:
             if verdict == UNTESTABLE and not reason:
                 reason = "Its cells are missing or not complete."
             return Finding(verdict, comparisons, reason)
@@ -199,11 +199,13 @@ class Judged:
 
 
 def gather_evidence(store: Store) -> list[Evidence]:
-    """What a store knows of each model, by name."""
+    """What a store knows of each model, by name; random weights say nothing and are left out."""
     groups: dict[str, list[Suite]] = {}
     for suite in suites(store):
-        groups.setdefault(suite.model, []).append(suite)
-    probes = {run.manifest["model"]: run for run in load_probes(store.root)}
+        if not suite.random:
+            groups.setdefault(suite.model, []).append(suite)
+    runs = load_probes(store.root)
+    probes = {r.manifest["model"]: r for r in runs if r.manifest.get("source") != "tiny"}
     return [
         Evidence(model, tuple(groups.get(model, ())), probes.get(model))
         for model in sorted({*groups, *probes})

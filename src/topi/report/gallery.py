@@ -106,6 +106,8 @@ def shown_labels(rows: pd.DataFrame, limit: int = 5) -> list[str]:
 def gather(store: Store, rows: pd.DataFrame, per_category: int = 2) -> list[Picture]:
     """The first `per_category` samples of each category that the most shown labels have done.
 
+    Only samples whose pictures are there: a store that is committed holds few of them.
+
     Args:
         store: where the pictures are.
         rows: its rows of one model.
@@ -113,6 +115,11 @@ def gather(store: Store, rows: pd.DataFrame, per_category: int = 2) -> list[Pict
     """
     labels = shown_labels(rows)
     rows = rows[rows["label"].isin(labels)].drop_duplicates(["label", "sample"])
+    cells = {key: store.cell(key).path for key in rows["cell"].unique()}
+    there = [
+        (cells[row.cell] / "images" / f"{row.sample}.png").is_file() for row in rows.itertuples()
+    ]
+    rows = rows[np.array(there, dtype=bool)]
     pictures = []
     for category in categories_of(rows):
         inside = rows[rows["category"] == category].sort_values("index", kind="stable")

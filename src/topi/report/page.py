@@ -43,6 +43,10 @@ TINY = (
 )
 
 
+SHOWN = 8
+"""Labels that a model's overview has room for; the table on the page has them all."""
+
+
 @dataclass(frozen=True)
 class Shown:
     """A figure on the page: its PNG as a data URI and what there is to see."""
@@ -91,7 +95,8 @@ def build(store_root: Path | str, out_dir: Path | str, per_category: int = 2) ->
         (out / f"{group.stem}.md").write_text(to_markdown(table))
         (out / f"{group.stem}.tex").write_text(to_latex(table))
         table.to_csv(out / f"{group.stem}.csv", index=False)
-        console.print(to_rich(table, f"{group.title}: against its own full-context output"))
+        few = table[table["label"].isin(shown_labels(group.rows, SHOWN))]
+        console.print(to_rich(few, f"{group.title}: against its own full-context output"))
         models.append(_section(store, group, table, out / "figures", per_category))
     paper = build_paper(store_root, out)
     environment = Environment(
@@ -163,7 +168,7 @@ def _section(
     common, own = split_facts({cell.key: cell.manifest for cell in cells})
     labels = rows.drop_duplicates("cell").set_index("cell")["label"]
     counts = rows["cell"].value_counts()
-    shown = rows[rows["label"].isin(shown_labels(rows, limit=8))]
+    shown = rows[rows["label"].isin(shown_labels(rows, SHOWN))]
     pooled = table[(table["category"] == ALL) & table["label"].isin(shown["label"])]
     return {
         "name": group.title,

@@ -255,8 +255,8 @@ def fig11(store: Store, suites: Sequence[Suite]) -> Figure | None:
                 ]
                 _errorbar(ax, points, label=name, linestyle="none", **styles[name])
             gap = dynamic.minus(static, column.name)
-            interval = f"{gap.value:+.3g} [{gap.low:+.3g}, {gap.high:+.3g}]"
-            ax.set_title(f"{column.heading}  Δ {interval}", fontsize=8)
+            value, low, high = (f"{x:+.{column.digits}f}" for x in (gap.value, gap.low, gap.high))
+            ax.set_title(f"{column.heading}  Δ {value} [{low}, {high}]", fontsize=7.5)
             ax.set_xticks(range(len(CATEGORIES)), [c.split("_")[0] for c in CATEGORIES])
             ax.set_xlim(-0.5, len(CATEGORIES) - 0.5)
     _legend(figure, axes[0, 0])

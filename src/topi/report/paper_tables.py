@@ -135,7 +135,7 @@ def _interval(line: pd.Series) -> str:
 
 
 def _notes(sheet: Sheet, suite: Suite, frame: pd.DataFrame) -> list[str]:
-    notes = [STAND_IN] if suite.stand_in else ["The paper's numbers are in italics."]
+    notes = [_whose(suite)]
     if suite.paper_model:
         notes.append(f"The paper's column: {suite.paper_model}.")
     notes.append(
@@ -154,6 +154,12 @@ def _notes(sheet: Sheet, suite: Suite, frame: pd.DataFrame) -> list[str]:
         told = ", ".join(f"{method} ({state})" for method, state in states.items())
         notes.append(f"Not complete, so without numbers: {told}.")
     return notes
+
+
+def _whose(suite: Suite) -> str:
+    if suite.random:
+        return "Random weights, for tests: its numbers say nothing; the paper's are in italics."
+    return STAND_IN if suite.stand_in else "The paper's numbers are in italics."
 
 
 def curve_points(suite: Suite) -> pd.DataFrame:
@@ -348,7 +354,7 @@ def overhead_table(suite: Suite) -> TextTable:
         frame=pd.DataFrame(lines),
         words=1,
         notes=(
-            *([STAND_IN] if suite.stand_in else []),
+            _whose(suite),
             "ToPi at τ=0.85, mean over the timed runs. The whole pipeline call counts, with text "
             "encoder and VAE.",
             "The paper's ratios do not follow from its seconds: 0.147 / 27.853 is 0.53 %.",

@@ -178,6 +178,11 @@ class Suite:
         return self.settings.get("model", {}).get("source", "standin") != "hub"
 
     @property
+    def random(self) -> bool:
+        """Has it random weights, for tests?"""
+        return self.settings.get("model", {}).get("source") == "tiny"
+
+    @property
     def created(self) -> str:
         """When its newest cell was begun."""
         return max(cell.manifest.get("created", "") for cell in self.cells)
