@@ -35,7 +35,7 @@ def method_style(methods: Sequence[str]) -> dict[str, dict[str, object]]:
 def save(figure: Figure, folder: Path, name: str) -> Path:
     """Write `name.pdf` and `name.png`, close the figure and return the path of the PNG."""
     folder.mkdir(parents=True, exist_ok=True)
-    with plt.style.context(STYLE):
+    with plt.style.context([STYLE, {"figure.constrained_layout.use": False}]):
         figure.draw_without_rendering()
         if figure.get_layout_engine():
             figure.set_layout_engine("none")  # laid out once, not once per format
