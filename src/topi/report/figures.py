@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,8 +33,14 @@ def method_style(methods: Sequence[str]) -> dict[str, dict[str, object]]:
     }
 
 
+def file_name(text: str) -> str:
+    """A text from a store, such as the name of a model, as a part of a path: one plain name."""
+    return re.sub(r"[^\w.=+-]+", "_", text).lstrip(".") or "_"
+
+
 def save(figure: Figure, folder: Path, name: str) -> Path:
     """Write `name.pdf` and `name.png`, close the figure and return the path of the PNG."""
+    name = file_name(name)
     folder.mkdir(parents=True, exist_ok=True)
     with plt.style.context([STYLE, {"figure.constrained_layout.use": False}]):
         figure.draw_without_rendering()

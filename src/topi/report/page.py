@@ -127,7 +127,8 @@ def comparable(store: Store, rows: pd.DataFrame) -> Iterator[Group]:
         for number, (key, part) in enumerate(parts.items(), 1):
             differs = ", ".join(f"{name} {value}" for name, value in own[key].items())
             title = f"{model} ({differs})" if differs else model
-            yield Group(title, model if number == 1 else f"{model}-{number}", model, part)
+            stem = figures.file_name(model if number == 1 else f"{model}-{number}")
+            yield Group(title, stem, model, part)
 
 
 def _paper(paper: Paper) -> dict[str, Any]:
