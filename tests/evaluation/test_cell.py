@@ -15,7 +15,7 @@ from topi.models.editor import load_editor
 from topi.results import Store
 
 LAYOUT = Layout(3, (2, 2), ((2, 2),))
-ABOUT = {"git": None, "versions": {}, "device": {}, "count": 3}
+ABOUT = {"label": "topi", "git": None, "versions": {}, "device": {}, "count": 3}
 
 
 @pytest.fixture(scope="module")
