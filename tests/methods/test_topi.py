@@ -365,7 +365,7 @@ class TestBadInput:
             ({"score": "luck"}, r"score='luck'.*influence, attention, similarity, value_norm"),
             ({"cfg_mask": "none"}, r"cfg_mask='none'.*shared, cond, separate"),
             ({"order": "middle"}, r"order='middle'.*highest, lowest"),
-            ({"update_every": 0}, r"update_every=0"),
+            ({"update_every": -1}, r"update_every=-1"),
             ({"first_anchor": -1}, r"first_anchor=-1"),
             ({"front_layers": 2.5}, r"front_layers=2.5"),
             ({"layers": ()}, r"layers is empty"),
