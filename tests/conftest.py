@@ -43,3 +43,17 @@ def qwen(tiny):
 @pytest.fixture(scope="session")
 def qwen_plus(tiny):
     return tiny("qwen_plus")
+
+
+@pytest.fixture
+def edits(monkeypatch):
+    """The ids of the samples that tiny editors edit from here on."""
+    from topi.models.editor import TinyEditor
+
+    seen, real = [], TinyEditor.edit
+    monkeypatch.setattr(
+        TinyEditor,
+        "edit",
+        lambda self, sample, seed: (seen.append(sample.id), real(self, sample, seed))[1],
+    )
+    return seen

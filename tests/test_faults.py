@@ -53,17 +53,6 @@ def calm(tmp_path_factory):
     return only_cell(store)
 
 
-@pytest.fixture
-def edits(monkeypatch):
-    seen, real = [], TinyEditor.edit
-    monkeypatch.setattr(
-        TinyEditor,
-        "edit",
-        lambda self, sample, seed: (seen.append(sample.id), real(self, sample, seed))[1],
-    )
-    return seen
-
-
 def fork(action, log=None):
     """Start a process that runs `action` and exits with what it returns."""
     pid = os.fork()

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from topi.models.editor import TinyEditor
 from topi.results import Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,17 +33,6 @@ def run(tmp_path, monkeypatch, capsys):
         return stopped.value.code, captured.out, captured.err
 
     return call
-
-
-@pytest.fixture
-def edits(monkeypatch):
-    seen, real = [], TinyEditor.edit
-    monkeypatch.setattr(
-        TinyEditor,
-        "edit",
-        lambda self, sample, seed: (seen.append(sample.id), real(self, sample, seed))[1],
-    )
-    return seen
 
 
 def rows_of(cell):

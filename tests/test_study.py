@@ -13,7 +13,6 @@ from topi.evaluation import calibration as evaluation
 from topi.evaluation import probing
 from topi.experiment import build_method, label_of, layers_of
 from topi.models import ModelFacts
-from topi.models.editor import TinyEditor
 from topi.results import files
 from topi.results.calibration import read_calibration
 from topi.results.probe import load_probes
@@ -21,17 +20,6 @@ from topi.study import CALIBRATE_READS, compose_study
 
 FACTS = ModelFacts("Flux", (2, 4), (("attention",),) * 6, (0, 1, 2))
 FEW = ("model.steps=2", "model.height=64", "model.width=64")
-
-
-@pytest.fixture
-def edits(monkeypatch):
-    seen, real = [], TinyEditor.edit
-    monkeypatch.setattr(
-        TinyEditor,
-        "edit",
-        lambda self, sample, seed: (seen.append(sample.id), real(self, sample, seed))[1],
-    )
-    return seen
 
 
 @pytest.fixture

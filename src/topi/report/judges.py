@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -81,23 +81,23 @@ def faster(one: Run, other: Run, what: str) -> Iterator[Comparison]:
 
 def best_quality(evidence: Evidence) -> Finding:
     """ToPi against each baseline, per metric and category."""
-    baselines = [line for line in TABLE1.lines if line.paper not in (None, "Ours")]
-    ours, *others = evidence.runs(OURS, *(line.labels for line in baselines))
-    return decide(
-        comparison
-        for line, other in zip(baselines, others, strict=True)
-        for comparison in gain(ours, other, f"ToPi − {line.title}")
-    )
+    return _against_baselines(evidence, gain)
 
 
 def best_speed(evidence: Evidence) -> Finding:
     """ToPi against each baseline in speed."""
+    return _against_baselines(evidence, faster)
+
+
+def _against_baselines(
+    evidence: Evidence, compare: Callable[[Run, Run, str], Iterable[Comparison]]
+) -> Finding:
     baselines = [line for line in TABLE1.lines if line.paper not in (None, "Ours")]
     ours, *others = evidence.runs(OURS, *(line.labels for line in baselines))
     return decide(
         comparison
         for line, other in zip(baselines, others, strict=True)
-        for comparison in faster(ours, other, f"ToPi − {line.title}")
+        for comparison in compare(ours, other, f"ToPi − {line.title}")
     )
 
 

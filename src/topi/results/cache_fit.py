@@ -57,14 +57,7 @@ def read_cache_fit(path: Path | str) -> CacheFit:
         ToPiError: there is no such file, or it is no fit of this schema.
     """
     again = "write one with `topi fit-cache`."
-    try:
-        content = json.loads(Path(path).read_text())
-    except OSError as error:
-        why = f"The cache fit {path} cannot be read ({error.strerror})"
-        raise ToPiError(f"{why}: {again}") from error
-    except ValueError as error:
-        raise ToPiError(f"{path} is not JSON ({error}): {again}") from error
-    schema = content.pop("schema", None) if isinstance(content, dict) else None
-    if schema != SCHEMA or set(content) != {"caches", "quality", "origin"}:
-        raise ToPiError(f"{path} is no cache fit of schema {SCHEMA} (it says {schema}): {again}")
+    content = files.read_schema(path, SCHEMA, "cache fit", again)
+    if set(content) != {"caches", "quality", "origin"}:
+        raise ToPiError(f"The cache fit {path} is incomplete: {again}")
     return CacheFit(**content)

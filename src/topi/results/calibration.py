@@ -108,16 +108,7 @@ def read_calibration(path: Path | str) -> Calibration:
         ToPiError: there is no such file, or it is no calibration of this schema.
     """
     again = "write one with `topi calibrate`."
-    try:
-        content = json.loads(Path(path).read_text())
-    except OSError as error:
-        why = f"The calibration {path} cannot be read ({error.strerror})"
-        raise ToPiError(f"{why}: {again}") from error
-    except ValueError as error:
-        raise ToPiError(f"{path} is not JSON ({error}): {again}") from error
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != SCHEMA:
-        raise ToPiError(f"{path} is no calibration of schema {SCHEMA} (it says {schema}): {again}")
+    content = files.read_schema(path, SCHEMA, "calibration", again)
     try:
         calibration = Calibration(
             overall=_curves(content["overall"]),
