@@ -23,9 +23,11 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	$(BIN)/topi fetch-lpips
 	touch $@
 
+# One thread each: the tests are small, and two processes use two cores better than two threads.
+WORKERS ?= 2
 test: setup
 	-@slurm/test_cluster/install.sh
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 demo: setup
 	$(BIN)/python run.py -m method=topi,toma tau=0.8,0.85,0.9

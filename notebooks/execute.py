@@ -12,7 +12,9 @@ FOLDER = Path(__file__).parent
 def execute(path: Path) -> nbformat.NotebookNode:
     """The notebook as it comes out; what it wrote to stderr (warnings, progress) is left out."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": FOLDER}}).execute()
+    NotebookClient(
+        notebook, timeout=600, coalesce_streams=True, resources={"metadata": {"path": FOLDER}}
+    ).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]

@@ -58,6 +58,10 @@ def report(parsed: argparse.Namespace) -> None:
     for cell in Store(parsed.store).load_cells():
         check_result(cell.manifest)
     build(parsed.store, parsed.out)
+    if parsed.wandb:
+        from topi.report.wandb_report import publish
+
+        print(publish(parsed.store, parsed.out, parsed.wandb))
 
 
 def export(parsed: argparse.Namespace) -> None:
@@ -137,6 +141,8 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--store", type=Path, default=Path("results"), help="default: results")
         if command is report:
             sub.add_argument("--out", type=Path, default=Path("report"), help="default: report")
+            text = "also save it as a report of W&B; needs a login and topi[wandb-report]"
+            sub.add_argument("--wandb", metavar="ENTITY/PROJECT", help=text)
         if command is export:
             folder = Path("experiments/results")
             sub.add_argument("--out", type=Path, default=folder, help=f"default: {folder}")
