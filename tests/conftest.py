@@ -57,3 +57,15 @@ def edits(monkeypatch):
         lambda self, sample, seed: (seen.append(sample.id), real(self, sample, seed))[1],
     )
     return seen
+
+
+@pytest.fixture(scope="session")
+def calm(tmp_path_factory):
+    """A cell of four samples that nothing happens to."""
+    from small_cells import config_for, only_cell
+
+    from topi import experiment
+
+    store = tmp_path_factory.mktemp("calm")
+    experiment.run(config_for(store, "data.count=4", "latency.samples=0"))
+    return only_cell(store)

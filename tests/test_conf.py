@@ -69,8 +69,13 @@ def test_a_cache_file_spells_out_the_defaults_of_its_class(name):
 
 @pytest.mark.parametrize("name", names("method"))
 def test_every_method_accepts_a_cache(name):
-    overrides = [f"method={name}", "cache=taylorseer"]
+    own = ["method.cache_every=1"] if name.startswith("dato") else []  # it brings one, off by this
+    overrides = [f"method={name}", "cache=taylorseer", *own]
     check_axes(composed(*overrides), overrides)
+    if METHODS[name]().freezes:  # a cache would remember tokens that were not computed
+        with pytest.raises(ConfigError, match="leave TaylorSeer out"):
+            check(read_config(composed(*overrides)))
+        return
     method = build_method(read_config(composed(*overrides)), FACTS)
     assert method.name == ("taylorseer" if name == "full" else f"{name}+taylorseer")
 

@@ -9,6 +9,7 @@ from hydra_plugins.topi_sweeper import points
 from topi.compose import composed
 from topi.config import ConfigError, read_config
 from topi.experiment import build_method, check, label_of
+from topi.methods import CACHES, METHODS
 from topi.report.artefacts import CURVES, FIG5, FIG10, FIG11, OURS, SHEETS, TEACACHE, all_labels
 from topi.report.suite import identity
 
@@ -102,3 +103,22 @@ def test_sizes():
     with pytest.raises(ConfigError, match=r"data\.path"):
         check(read_config(paper))
     assert composed(["experiment=fig7"]).data.count == 64
+
+
+def test_the_bench_has_every_method_and_every_cache():
+    """A method that is missing here needs a grid in conf/experiment/pareto.yaml."""
+    swept = [dict(o.split("=", 1) for o in each) for each in sweep("pareto", "smoke")]
+    assert {point["method"] for point in swept} == set(METHODS)
+    assert {point.get("cache", "none") for point in swept} - {"none"} == set(CACHES)
+    points_of = {e: set(map(frozenset, sweep(e, "smoke"))) for e in ("table1", "pareto")}
+    assert points_of["table1"] < points_of["pareto"]  # cells are shared
+    assert len(points_of["pareto"]) == len(swept)
+
+
+def test_every_grid_of_the_bench_is_a_curve():
+    grids = composed(["experiment=pareto", "size=smoke"], hydra=True).hydra.sweeper.grids
+    for name, grid in grids.items():
+        swept = points({"model": "tiny_flux"}, {name: grid})
+        last = swept[-1]  # one is enough to see that it composes
+        assert name == "stacks" or len(swept) >= 3
+        assert label(tuple(last)).split()[0] in METHODS

@@ -3,7 +3,6 @@
 The model is loaded once, here; the processes that suffer are forks.
 """
 
-import logging
 import os
 import random
 import signal
@@ -12,6 +11,17 @@ import time
 from pathlib import Path
 
 import pytest
+from small_cells import (
+    SMOKE,
+    assert_equal,
+    config_for,
+    fork,
+    only_cell,
+    pausing_after,
+    rows_of,
+    wait,
+    wait_for_rows,
+)
 
 from topi import cli, experiment
 from topi.compose import composed
@@ -20,91 +30,11 @@ from topi.errors import ToPiError
 from topi.methods.toma import ToMA
 from topi.models.editor import TinyEditor
 from topi.plan import PlannedCell, Task, dump, load, plan
-from topi.results import Cell, Store, provenance
+from topi.results import Store, provenance
 from topi.verify import verify
 from topi.work import retry, run_tasks
 
 KILLS = 25
-PATIENCE = 300  # seconds, for a machine with other things to do
-TIMING = ("seconds", "scoring_seconds", "selection_seconds")
-SMOKE = ("experiment=smoke", "latency.samples=0", "model.steps=3", "method.first_anchor=1")
-SMOKE += ("model.height=64", "model.width=64")
-
-
-def config_for(store, *overrides):
-    return read_config(composed([*SMOKE, f"store={store}", *overrides]))
-
-
-def rows_of(cell):
-    rows = [{k: v for k, v in row.items() if k not in TIMING} for row in cell.rows]
-    return sorted(rows, key=lambda row: row["index"])
-
-
-def only_cell(store):
-    (cell,) = Store(store).find_cells()
-    return cell
-
-
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory):
-    """A cell of four samples that nothing happens to."""
-    store = tmp_path_factory.mktemp("calm")
-    experiment.run(config_for(store, "data.count=4"))
-    return only_cell(store)
-
-
-def fork(action, log=None):
-    """Start a process that runs `action` and exits with what it returns."""
-    pid = os.fork()
-    if pid == 0:
-        code = 99
-        try:
-            if log is not None:
-                logging.basicConfig(filename=log, level=logging.INFO, force=True)
-            code = action() or 0
-        except SystemExit as stopped:
-            code = stopped.code
-        finally:
-            os._exit(code)
-    return pid
-
-
-def wait(pid):
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def pausing_after(rows, action, until=Path("never")):
-    """Run in a fork: once the cell has so many rows, it waits for a file, or for a signal."""
-    real = Cell.add_row
-
-    def add_row(self, *arguments):
-        real(self, *arguments)
-        while len(self.rows) >= rows and not until.exists():
-            time.sleep(0.02)
-
-    Cell.add_row = add_row
-    return action()
-
-
-def wait_for_rows(store, count):
-    deadline = time.monotonic() + PATIENCE
-    while not (cells := Store(store).load_cells()) or len(cells[0].rows) < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def assert_equal(cell, calm):
-    """Row for row and picture for picture, and nothing lies about."""
-    assert cell.key == calm.key
-    assert rows_of(cell) == rows_of(calm)
-    assert len(cell.rows) == len({row["sample"] for row in cell.rows})
-    for row in calm.rows:
-        for folder in ("images", "masks"):
-            (mine,) = (cell.path / folder).glob(f"{row['sample']}.*")
-            (other,) = (calm.path / folder).glob(f"{row['sample']}.*")
-            assert mine.read_bytes() == other.read_bytes()
-    assert not list(cell.path.rglob("*.part"))
-    assert not (cell.path / "quarantine").exists()
 
 
 def test_kill_9_at_any_moment_costs_no_row_and_doubles_none(tmp_path, calm):

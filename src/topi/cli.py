@@ -12,6 +12,11 @@ from topi.sweeps import add_commands
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from topi.results import Cell
+
+LISTED = 200
+"""Cells up to which `topi status` lists all."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sub-command; returns the exit code."""
@@ -24,29 +29,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def status(parsed: argparse.Namespace) -> None:
-    """List the cells of a store and their state."""
+    """List the cells of a store and their state; of many cells, how many are in which."""
+    from collections import Counter
+
     from rich.console import Console
-    from rich.table import Table
 
     from topi.results import Store
 
     console = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width
     store = Store(parsed.store)
-    cells = store.load_cells()
-    damaged = {cell.key for cell in store.find_cells()} - {cell.key for cell in cells}
-    if not cells and not damaged:
+    compacted, cells = store.tally()
+    if not compacted and not cells:
         console.print(f"No cells in {parsed.store} yet: run `python run.py` first.", markup=False)
         return
+    many = compacted.total() + len(cells) > LISTED and not parsed.all
+    lines = sorted(map(_status, cells if many or not compacted else store.find_cells()))
+    if many:
+        counts = Counter({(model, "complete"): number for model, number in compacted.items()})
+        counts.update((model, state.split()[0].rstrip(":")) for _, model, *_, state, _ in lines)
+        overview = _table("model", "state", "cells")
+        for (model, state), number in sorted(counts.items()):
+            overview.add_row(model, state, str(number))
+        console.print(overview, markup=False)
+        lines = [line for line in lines if line[-2] != "complete"]
+        if len(lines) > LISTED:
+            console.print(f"The first {LISTED} that are not complete; --all lists every cell:")
+        lines = lines[:LISTED]
+    table = _table("model", "cell", "samples", "state", "key")
+    for _, *line in lines:
+        table.add_row(*line)
+    if lines:
+        console.print(table, markup=False)
+
+
+def _table(*headings: str) -> "Table":
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("model", "cell", "samples", "state", "key"):
+    for heading in headings:
         table.add_column(heading, overflow="fold")
-    for cell in cells:
-        about = cell.manifest
-        count = "?" if cell.damage else f"{len(cell.rows)}/{about['count']}"
-        table.add_row(about["model"], about["label"], count, cell.state, cell.key)
-    for key in sorted(damaged):
-        table.add_row("?", "?", "?", store.cell(key).state, key)
-    console.print(table, markup=False)
+    return table
+
+
+def _status(cell: "Cell") -> tuple[str, str, str, str, str, str]:
+    """When a cell was begun, and its line: model, label, samples, state, key."""
+    done, state = cell.progress
+    try:
+        samples = "?" if done is None else f"{done}/{cell.count}"
+        return cell.created, cell.model, cell.labels[0], samples, state, cell.key
+    except ToPiError:  # nothing can be read: last
+        return "~", "?", "?", "?", state, cell.key
 
 
 def report(parsed: argparse.Namespace) -> None:
@@ -55,13 +87,21 @@ def report(parsed: argparse.Namespace) -> None:
     from topi.report import build
     from topi.results import Store
 
-    for cell in Store(parsed.store).load_cells():
+    cells = Store(parsed.store).load_cells(tidy=True)
+    for cell in {cell.settings: cell for cell in cells}.values():
         check_result(cell.manifest)
     build(parsed.store, parsed.out)
     if parsed.wandb:
         from topi.report.wandb_report import publish
 
         print(publish(parsed.store, parsed.out, parsed.wandb))
+
+
+def compact(parsed: argparse.Namespace) -> None:
+    """Put finished cells into Parquet files, which large stores are read from; logs stay."""
+    from topi.results import Store
+
+    print(f"{Store(parsed.store).compact()} cells compacted")
 
 
 def export(parsed: argparse.Namespace) -> None:
@@ -106,6 +146,61 @@ def fit_cache(parsed: argparse.Namespace) -> None:
     print(f"wrote {path}")
 
 
+def search(parsed: argparse.Namespace) -> None:
+    """Search what DaTo prunes and caches in each step, by NSGA-II over quality and FLOPs."""
+    from rich.table import Table
+
+    from topi.search import search
+
+    front, path = search(
+        parsed.overrides, parsed.method, parsed.population, parsed.generations, parsed.out
+    )
+    table = Table("PSNR", "FLOP-ideal", "layers run", "pruned", box=None, pad_edge=False)
+    for found in front:
+        layers, pruned = (sum(each) / len(each) for each in (found.depths, found.ratio))
+        cells = (f"{found.psnr:.2f}", f"{found.speedup:.2f}×", f"{layers:.1f}", f"{pruned:.0%}")
+        table.add_row(*cells)
+    _show(table, path)
+
+
+def add_method(parsed: argparse.Namespace) -> None:
+    """Write the files of a new method and its test, from a template that passes it."""
+    from topi.add_method import add_method
+
+    for path in add_method(parsed.name):
+        print(f"wrote {path}")
+    print(f"next: pytest tests/methods/test_{parsed.name}.py, then make it yours")
+
+
+def bench(parsed: argparse.Namespace) -> None:
+    """Measure the speed of a model in full and under each method, in interleaved pairs."""
+    from topi.report.figures import save
+    from topi.report.speed import speed_figure, speed_table
+    from topi.report.text_table import to_markdown
+    from topi.speed import bench
+
+    run = bench(parsed.overrides)
+    print(to_markdown(speed_table(run)))
+    print(f"wrote {run.path} and {save(speed_figure(run), run.path, 'speed')}")
+
+
+def predict(parsed: argparse.Namespace) -> None:
+    """Predict FLOPs, ideal speed-up, least time and memory, and check measured rows against it."""
+    from topi.predict import predict
+    from topi.report.cost import check_table, cost_curves, cost_table
+    from topi.report.figures import save
+    from topi.report.text_table import to_markdown
+    from topi.results.gpus import gpu_named
+
+    found, asked = predict(parsed.overrides)
+    print(to_markdown(cost_table(found.model, found.lines, gpu_named(asked.gpu).title)))
+    if len(found.measured):
+        print(to_markdown(check_table(found.measured)))
+    if len(found.curve):
+        figure = cost_curves(found.model, found.curve, asked.refs, asked.size)
+        print(f"wrote {save(figure, parsed.out, f'cost_{found.model}')}")
+
+
 def data_check(parsed: argparse.Namespace) -> int:
     """Tell whether a data set is complete: own edits, AnyEdit-Test, or AnyEdit's parquet files."""
     from topi.data.check import check
@@ -133,12 +228,16 @@ def _show(table: "Table", path: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="topi", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (status, report, export, calibrate, probe, fit_cache, fetch_lpips):
+    plain = (status, report, compact, export, calibrate, probe, fit_cache, search, bench, predict)
+    for command in (*plain, fetch_lpips):
         name = command.__name__.replace("_", "-")
         sub = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
         sub.set_defaults(command=command)
-        if command in (status, report, export):
+        if command in (status, report, compact, export):
             sub.add_argument("--store", type=Path, default=Path("results"), help="default: results")
+        if command is status:
+            text = f"list every cell, also of more than {LISTED}"
+            sub.add_argument("--all", action="store_true", help=text)
         if command is report:
             sub.add_argument("--out", type=Path, default=Path("report"), help="default: report")
             text = "also save it as a report of W&B; needs a login and topi[wandb-report]"
@@ -146,17 +245,33 @@ def _parser() -> argparse.ArgumentParser:
         if command is export:
             folder = Path("experiments/results")
             sub.add_argument("--out", type=Path, default=folder, help=f"default: {folder}")
-        if command in (calibrate, probe, fit_cache):
+        if command in (calibrate, probe, fit_cache, search, bench, predict):
             text = "as for run.py: model=..., data.count=..., store=..."
+            if command is bench:
+                text = (
+                    "model=..., store=...; weights=random methods=[topi] keep=[0.5] size=1536 ..."
+                )
+            if command is predict:
+                text = "model=..., keep=0.5, refs=1, size=1024, gpu=h200, curve=true, store=..."
+                sub.add_argument("--out", type=Path, default=Path("report"), help="default: report")
             sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=text)
-        if command in (calibrate, fit_cache):
-            folder = "calibration" if command is calibrate else "cache_fit"
+        if command in (calibrate, fit_cache, search):
+            folder = {calibrate: "calibration", fit_cache: "cache_fit", search: "search"}[command]
             text = f"the JSON, default: <store>/{folder}/<model>-<key>.json"
             sub.add_argument("--out", type=Path, help=text)
+        if command is search:
+            sub.add_argument("--method", default="dato", help="dato (default) or dato_ref")
+            text = "schedules of a generation, default: 15"
+            sub.add_argument("--population", type=int, default=15, metavar="N", help=text)
+            sub.add_argument("--generations", type=int, default=20, metavar="N", help="default: 20")
+        if command in (calibrate, fit_cache):
             text = "also put it beside the weights of a stand-in"
             sub.add_argument("--ship", action="store_true", help=text)
         if command is calibrate:
             sub.add_argument("--top", type=int, default=3, help="how many layers, default: 3")
+    sub = commands.add_parser("add-method", help=add_method.__doc__, description=add_method.__doc__)
+    sub.add_argument("name", help="as it will stand behind method=")
+    sub.set_defaults(command=add_method)
     about = "Look after data sets."
     data = commands.add_parser("data", help=about, description=about)
     data = data.add_subparsers(required=True, metavar="COMMAND")

@@ -114,6 +114,16 @@ class Config:
     lpips: bool
     store: str
     resume: str  # what may continue a cell: the same code and versions, or any
+    shard: str | None = None  # "i/n": only every nth sample, from the ith on
+    devices: int = 1  # GPUs of this node, or processes on its cores, that share the samples
+
+    @property
+    def share(self) -> tuple[int, int] | None:
+        """`shard` as numbers: which, of how many."""
+        if self.shard is None:
+            return None
+        index, _, number = self.shard.partition("/")
+        return int(index), int(number)
 
     @property
     def params(self) -> dict[str, Any]:
@@ -139,7 +149,17 @@ def read_config(composed: DictConfig) -> Config:
     for name in ("samples", "repeats"):
         if (value := getattr(config.latency, name)) < 0:
             raise ConfigError(f"latency.{name}={value} must not be negative.")
+    check_shard(config.shard)
+    if config.devices < 1:
+        raise ConfigError(f"devices={config.devices} must be at least 1.")
     return config
+
+
+def check_shard(shard: str | None) -> None:
+    """Raise a ConfigError unless it is None or "i/n" with i below n."""
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard or "0/1")
+    if found is None or int(found.group(1)) >= int(found.group(2)):
+        raise ConfigError(f"shard={shard} is none: 0/4 is the first of four, 3/4 the last.")
 
 
 def check_choice(name: str, value: str, valid: Collection[str]) -> None:

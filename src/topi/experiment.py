@@ -2,10 +2,11 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from topi.errors import ToPiError
 from topi.evaluation.cell import Bench, latency_missing, run_latency, run_quality
 from topi.evaluation.layer_choice import choose_layers
 from topi.evaluation.metrics import Metrics
-from topi.gpu import claim_gpu
+from topi.gpu import claim_gpu, share
 from topi.methods import CACHES, METHODS, Method, TemporalCache, make_cache, make_method
 from topi.models import ModelFacts, adapter_for
 from topi.models.editor import Editor, ModelConfig, load_editor
 from topi.report.mirror import Mirror
-from topi.results import Store
+from topi.results import Cell, Store
 from topi.results.cache_fit import read_cache_fit
 from topi.results.calibration import read_calibration
 from topi.results.keys import digest
@@ -39,7 +40,7 @@ parameters hold."""
 
 
 def run(config: Config, experiment: str | None = None) -> None:
-    """Compute a cell, or what it lacks.
+    """Compute a cell, or what it lacks; with `shard` or `devices`, as one of several processes.
 
     A complete cell, or one that another process is computing, is left alone; the log says so.
 
@@ -50,38 +51,165 @@ def run(config: Config, experiment: str | None = None) -> None:
         ConfigError: the method does not fit the model or its parameters exclude each other.
         ToPiError: something else that the user can mend; the cell is marked as failed.
     """
-    editor, method, data, manifest = prepare(config)
-    manifest["experiment"], label = experiment, manifest["label"]
-    store = Store(config.store)
-    cell = store.cell(manifest["key"])
+    if config.devices > 1:
+        share(config.devices, run_rank, config, experiment)
+        return
+    work = Work(config, *prepare(config))
+    work.manifest["experiment"] = experiment
+    if config.share is None:
+        _run_whole(work)
+    else:
+        _run_shard(work, *config.share)
+
+
+def run_rank(rank: int, world: int, config: Config, experiment: str | None) -> None:
+    """`run`, as one of the processes that `devices` asks for."""
+    index, number = config.share or (0, 1)
+    shard = f"{index + number * rank}/{number * world}"
+    run(replace(config, devices=1, shard=shard), experiment)
+
+
+@dataclass
+class Work:
+    """A cell to compute, with all it takes; see `prepare`."""
+
+    config: Config
+    editor: Editor
+    method: Method
+    data: Sequence[EditSample]
+    manifest: dict[str, Any]
+
+    @cached_property
+    def store(self) -> Store:
+        """Where it is recorded."""
+        return Store(self.config.store)
+
+    @cached_property
+    def cell(self) -> Cell:
+        """Its record."""
+        return self.store.cell(self.manifest["key"])
+
+    @property
+    def mixed(self) -> bool:
+        """May it be continued under other conditions than it was begun?"""
+        return self.config.resume == "any"
+
+    @property
+    def label(self) -> str:
+        """Its name in tables."""
+        return self.manifest["label"]
+
+    def whole(self) -> bool:
+        """Is every sample there, and every pair of runs?"""
+        timed = range(min(self.config.latency.samples, len(self.data)))
+        wanted = [self.data[i].id for i in timed]
+        return (
+            not self.cell.damage
+            and self.cell.done >= len(self.data)
+            and not latency_missing(self.cell, wanted, self.config.latency.repeats)
+        )
+
+    def begin(self, cell: Cell) -> Bench:
+        """Write what must be there before the first row."""
+        cell.start(self.manifest, self.mixed)
+        bench = bench_of(self.config, self.editor, self.data, self.manifest)
+        bench.full.start(self.manifest["full"])
+        return bench
+
+    def mirror(self) -> Mirror:
+        """The cell on W&B."""
+        return Mirror(self.store, self.cell, **asdict(self.config.logger))
+
+    def compute(
+        self,
+        bench: Bench,
+        cell: Cell,
+        report: Callable[[Mapping[str, Any]], None] = lambda row: None,
+        share: tuple[int, int] | None = None,
+    ) -> None:
+        """Run and time the samples that `cell` lacks.
+
+        Args:
+            report: see `run_quality`.
+            share: of a shard: which, of how many. What the whole cell has already is left out.
+        """
+        quality = timed = None
+        if share is not None:
+            done, pairs = {row["sample"] for row in self.cell.rows}, self.cell.timed()
+            mine = {i: self.data[i].id for i in range(share[0], len(self.data), share[1])}
+            quality = [i for i, name in mine.items() if name not in done]
+            timed = [i for i, name in mine.items() if pairs[name] < self.config.latency.repeats]
+        wanted = len(self.data) if quality is None else len(quality)
+        log.info("%s: %s, %d of %d samples done", self.label, cell.key, len(cell.rows), wanted)
+        samples, repeats = self.config.latency.samples, self.config.latency.repeats
+        run_quality(bench, self.method, cell, self.label, report, quality)
+        run_latency(bench, self.method, cell, self.label, samples, repeats, timed)
+
+
+def _run_whole(work: Work) -> None:
+    cell, label = work.cell, work.label
     with cell.lock() as ours:
         if not ours:
             log.info("%s: another process is computing %s; leaving it to that", label, cell.key)
             return
-        wanted = [data[i].id for i in range(min(config.latency.samples, len(data)))]
-        if (
-            cell.complete
-            and not cell.damage
-            and not latency_missing(cell, wanted, config.latency.repeats)
-        ):
+        if cell.complete and work.whole():
             cell.add_label(label)
             log.info("%s: %s is complete, nothing to do", label, cell.key)
             return
-        bench = bench_of(config, editor, data, manifest)
-        try:
-            cell.start(manifest, mixed=config.resume == "any")
-            bench.full.start(manifest["full"])
-            log.info("%s: %s, %d of %d samples done", label, cell.key, len(cell.rows), len(data))
-            with Mirror(store, cell, **asdict(config.logger)) as mirror:
-                run_quality(bench, method, cell, label, mirror.row)
-                run_latency(
-                    bench, method, cell, label, config.latency.samples, config.latency.repeats
-                )
+        with _told(cell):
+            bench = work.begin(cell)
+            cell.take_in_shards(work.mixed)
+            if cell.shards():
+                log.info("%s: others compute shards of %s; leaving it to them", label, cell.key)
+                return
+            with work.mirror() as mirror:
+                work.compute(bench, cell, mirror.row)
                 cell.finish()
-        except Exception as error:
-            cell.fail(str(error) if isinstance(error, ToPiError) else repr(error))
-            raise
         log.info("%s: %s is complete now", label, cell.key)
+
+
+def _run_shard(work: Work, index: int, number: int) -> None:
+    """Compute every `number`th sample; whoever comes last puts the shards together."""
+    cell, label = work.cell, work.label
+    part = cell.shard(f"{index}of{number}")
+    with ExitStack() as held:
+        with cell.merging() as ours:
+            if not ours or not held.enter_context(part.lock()):
+                log.info("%s: another process is computing %s; leaving it to that", label, part.key)
+                return
+            if cell.complete and work.whole():
+                cell.add_label(label)
+                log.info("%s: %s is complete, nothing to do", label, cell.key)
+                return
+            begun = (cell.path / "manifest.json").is_file()
+            if not begun or cell.complete or cell.damage:
+                cell.start(work.manifest, work.mixed)
+            with _told(cell):
+                cell.take_in_shards(work.mixed)  # of earlier attempts
+        with _told(part):
+            work.compute(work.begin(part), part, share=(index, number))
+            part.finish()
+    with cell.merging() as ours:
+        if not ours:
+            return
+        with _told(cell):
+            cell.take_in_shards(work.mixed)
+            if cell.shards() or not work.whole():
+                log.info("%s: shard %s of %s is complete now", label, part.key, cell.key)
+                return
+            with work.mirror():
+                cell.finish()
+    log.info("%s: %s is complete now", label, cell.key)
+
+
+@contextmanager
+def _told(cell: Cell) -> Iterator[None]:
+    """Mark the cell as failed if this fails."""
+    try:
+        yield
+    except Exception as error:
+        cell.fail(str(error) if isinstance(error, ToPiError) else repr(error))
+        raise
 
 
 def prepare(
@@ -227,7 +355,9 @@ def load_data(config: DataConfig) -> Dataset:
 def label_of(config: Config, method: Method) -> str:
     """A short name: the method, tau if it has one, and what else differs from its defaults."""
     own = next((part for part in method.parts if part.name in METHODS), make_method("full"))
-    defaults = METHODS[own.name]().params | {"front_layers": config.model["front_layers"]}
+    defaults = METHODS[own.name]().params
+    if defaults.get("front_layers"):  # the model's, where a method has any
+        defaults["front_layers"] = config.model["front_layers"]
     defaults |= type(own).variants[own.name] | {"tau": None}
     shown = {k: v for k, v in own.params.items() if v is not None and v != defaults[k]}
     strategy = config.method.get("layers")
@@ -295,7 +425,7 @@ def describe(
             torch.version.cuda,
         ),
         "full": full,
-        "config": asdict(config),
+        "config": asdict(replace(config, shard=None, devices=1)),
     }
 
 

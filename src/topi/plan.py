@@ -21,7 +21,7 @@ from topi.results.keys import canonical
 
 GPUS = {"kontext": "a100", "qwen_edit": "h20", "qwen_edit_plus": "h20"}
 """Where the paper ran the models of each kind."""
-BESIDE = ("logger", "store", "resume")
+BESIDE = ("logger", "store", "resume", "shard", "devices")
 """Of a configuration: what does not change the numbers of a cell."""
 
 
@@ -48,21 +48,25 @@ class Task:
     cells: list[PlannedCell]
 
 
-def plan(overrides: Sequence[str], group: int = 1, gpu: str | None = None) -> list[Task]:
+def plan(
+    overrides: Sequence[str], group: int = 1, gpu: str | None = None, shards: int = 1
+) -> list[Task]:
     """The tasks of a sweep, those of a GPU type in a row; equal cells are planned once.
 
     Args:
         overrides: as for `run.py -m`.
         group: cells of one model in a task, at most.
         gpu: instead of the type in `GPUS`.
+        shards: tasks among which the samples of each cell are divided.
 
     Raises:
         ConfigError: a point of the sweep is impossible.
     """
     from topi.experiment import build_method, check, label_of  # loads torch
 
-    if group < 1:
-        raise ToPiError(f"--group {group} must be at least 1.")
+    for option, value in (("group", group), ("shards", shards)):
+        if value < 1:
+            raise ToPiError(f"--{option} {value} must be at least 1.")
     with refusals():
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     master = composed([o.input_line for o in parsed if not o.is_sweep_override()], hydra=True)
@@ -83,11 +87,23 @@ def plan(overrides: Sequence[str], group: int = 1, gpu: str | None = None) -> li
         for members in models.values()
         for start in range(0, len(members), group)
     ]
+    if shards > 1:
+        chunks = [_shard(chunk, f"{i}/{shards}") for chunk in chunks for i in range(shards)]
     described = [(gpu or GPUS.get(chunk[0][0].model["kind"], "a100"), chunk) for chunk in chunks]
     experiment = master.hydra.runtime.choices.get("experiment")
     return [
         Task(number, kind, chunk[0][0].model["name"], experiment, [cell for _, cell in chunk])
         for number, (kind, chunk) in enumerate(sorted(described, key=lambda pair: pair[0]))
+    ]
+
+
+def _shard(
+    chunk: Iterable[tuple[Config, PlannedCell]], shard: str
+) -> list[tuple[Config, PlannedCell]]:
+    """The same cells, but of their samples only a shard."""
+    return [
+        (config, PlannedCell(cell.label, [*cell.overrides, f"shard={shard}"]))
+        for config, cell in chunk
     ]
 
 

@@ -14,9 +14,9 @@ def plan(parsed: argparse.Namespace) -> None:
     """Print a sweep as a plan: one line of JSON per cluster task."""
     from topi.plan import dump, plan
 
-    tasks = plan(parsed.overrides, parsed.group, parsed.gpu)
+    tasks = plan(parsed.overrides, parsed.group, parsed.gpu, parsed.shards)
     sys.stdout.write(dump(tasks))
-    cells = sum(len(task.cells) for task in tasks)
+    cells = sum(len(task.cells) for task in tasks) // parsed.shards
     print(f"{cells} cells in {len(tasks)} tasks", file=sys.stderr)
 
 
@@ -59,6 +59,32 @@ def verify(parsed: argparse.Namespace) -> int:
     return int(not all(check.same(parsed.tolerance) for check in found.checks))
 
 
+def tune(parsed: argparse.Namespace) -> None:
+    """Try methods on a few samples and propose one with its setting, by quality or by speed."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from topi.tune import tune
+
+    _log_to_stderr()
+    only = [name for name in parsed.only.split(",") if name]
+    found = tune(parsed.overrides, parsed.min_psnr, parsed.speed, only, parsed.samples)
+    table = Table("", "setting", "PSNR", "[95 %]", "FLOP-ideal", "measured", box=None)
+    for _, line in found.curve.iterrows():
+        mark = "→" if line["label"] == found.label else "*" if line["front"] else ""
+        interval = f"{line['psnr_low']:.2f}, {line['psnr_high']:.2f}"
+        speeds = (line[name] for name in ("flop_speedup", "speedup"))
+        speeds = ("–" if speed != speed else f"{speed:.2f}×" for speed in speeds)  # not timed
+        table.add_row(mark, line["label"], f"{line['psnr']:.2f}", interval, *speeds)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    console.print("*: no other setting is better in both", markup=False, highlight=False)
+    for file in found.files:
+        console.print(f"wrote {file}", markup=False, highlight=False)
+    command = " ".join([f"proposed: {found.label}; add", *found.overrides])
+    console.print(command, markup=False, highlight=False, soft_wrap=True)
+
+
 def sync(parsed: argparse.Namespace) -> int:
     """Upload the offline W&B runs of a store, from a machine with internet and a login."""
     from topi.report.sync import sync, unsynced
@@ -75,7 +101,7 @@ def sync(parsed: argparse.Namespace) -> int:
 
 def add_commands(commands: Any) -> None:
     """Add them to the sub-parsers of `topi`."""
-    own = (plan, work, retry, verify, sync)
+    own = (plan, work, retry, verify, sync, tune)
     for command in own:
         sub = commands.add_parser(
             command.__name__, help=command.__doc__, description=command.__doc__
@@ -86,6 +112,8 @@ def add_commands(commands: Any) -> None:
             sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=text)
             text = "cells of one model per task, at most (default: 1): the model is loaded once"
             sub.add_argument("--group", type=int, default=1, metavar="N", help=text)
+            text = "tasks that divide the samples of each cell among them (default: 1)"
+            sub.add_argument("--shards", type=int, default=1, metavar="N", help=text)
             text = "GPU type of all tasks, or none (default: a100 for FLUX, h20 for Qwen)"
             sub.add_argument("--gpu", help=text)
         if command is work:
@@ -103,6 +131,17 @@ def add_commands(commands: Any) -> None:
                 "levels of 255 by which pixels may differ, as between two kinds of GPU (default: 0)"
             )
             sub.add_argument("--tolerance", type=int, default=0, metavar="LEVELS", help=text)
+        if command is tune:
+            text = "as for run.py: model=... data=... store=..."
+            sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=text)
+            limit = sub.add_mutually_exclusive_group(required=True)
+            text = "the fastest setting whose mean PSNR to full context is at least this"
+            limit.add_argument("--min-psnr", type=float, metavar="DB", help=text)
+            text = "the best setting with at least this speed-up, measured if all was timed"
+            limit.add_argument("--speed", type=float, metavar="X", help=text)
+            text = "names of methods and caches to try, such as topi,taylorseer (default: all)"
+            sub.add_argument("--only", default="", metavar="NAMES", help=text)
+            sub.add_argument("--samples", type=int, default=8, metavar="N", help="default: 8")
         if command is sync:
             text = "only list what would go"
             sub.add_argument("--dry-run", action="store_true", help=text)
@@ -114,3 +153,4 @@ def _log_to_stderr() -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # of PDF figures

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from topi.engine import attention as module
-from topi.engine.attention import context_sensitivity, output_change, reference_attention
+from topi.engine.attention import (
+    context_sensitivity,
+    image_attention,
+    output_change,
+    reference_attention,
+    weigh_text,
+)
 from topi.methods.topi import influence
 from topi.models import Layout
 
@@ -117,3 +123,25 @@ def test_scoring_at_real_size_takes_less_than_128_mib(dtype, piece, monkeypatch)
         # the yardstick itself sees the map of a single head: |G| x S in fp32
         first = [states[:, :, :1] for states in (query, key)]
         assert peak_bytes(lambda: naive_map(*first, layout)) > 4096 * 8704 * 4
+
+
+def test_image_attention_is_that_of_target_rows_over_all_keys():
+    query, key, _ = random_qkv(LAYOUT)
+    expected = naive_map(query, key, LAYOUT)[..., LAYOUT.n_text :].sum(2)
+    found = image_attention(query, key, LAYOUT)
+    assert found.shape == (2, 3, LAYOUT.n_image)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("which", ["none", "padded text", "bias"])
+def test_a_text_weight_of_two_is_a_second_copy_of_the_text_keys(which):
+    query, key, value = random_qkv(LAYOUT)
+    mask, n = masks(LAYOUT)[which], LAYOUT.n_text
+    attend = torch.nn.functional.scaled_dot_product_attention
+    q, k, v = (states.transpose(1, 2) for states in (query, key, value))
+    twice = [torch.cat([states[:, :, :n], states], 2) for states in (k, v)]
+    if mask is not None:
+        mask = torch.cat([mask[..., :n], mask], -1)
+    expected = attend(q, *twice, attn_mask=mask)
+    weighed = weigh_text(query, key, masks(LAYOUT)[which], 2.0, n)
+    torch.testing.assert_close(attend(q, k, v, attn_mask=weighed), expected)

@@ -63,7 +63,7 @@ class TestEqualToUntouched:
         kind, options, arguments = CASES[case]
         pipe, call = tiny(kind, **options)
         plain = pipe(**call(steps=2, **arguments)).images
-        for scope in ("attention", "block"):
+        for scope in ("attention", "mlp", "both", "block"):
             with SameTokens(scope)(pipe) as method:
                 assert torch.equal(pipe(**call(steps=2, **arguments)).images, plain)
             layout = method.trace[0].layout
@@ -160,6 +160,55 @@ class TestMerging:
         assert method.trace[0].merged == {3: (scope, 64)}
         assert lengths == {"qkv": 12 + 64, "mlp": 12 + (64 if scope == "block" else 128)}
 
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_unmerging_alone_sees_what_attention_and_mlp_return(self, tiny, kind):
+        pipe, call = tiny(kind)
+        plain = pipe(**call(steps=1, cfg=False)).images
+
+        class Watch(AllRows):
+            def __init__(self, seen, scope):
+                self.rows, self.scope, self.seen = None, scope, seen
+
+            def merge(self, states):
+                return states
+
+            def unmerge(self, states):
+                self.seen.append(("main", *states.shape[1:]))
+                return states
+
+            def unmerge_mlp(self, states):
+                self.seen.append(("mlp", *states.shape[1:]))
+                return states
+
+        @dataclass
+        class Watched(SameTokens):
+            def merge(self, call, layer, states):
+                self.seen = self.__dict__.setdefault("seen", [])
+                return Watch(self.seen, self.scope) if layer == 1 else None
+
+        with Watched("both")(pipe) as method:
+            assert torch.equal(pipe(**call(steps=1, cfg=False)).images, plain)
+        n = method.trace[0].layout.n_image
+        assert method.seen == [("main", n, 64), ("mlp", n, 64)]
+        assert method.trace[0].merged == {}
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_method_can_weigh_the_text(self, tiny, kind):
+        pipe, call = tiny(kind)
+        plain = pipe(**call(steps=1)).images
+
+        @dataclass
+        class Weigh(Method):
+            weight: float = 1.0
+
+            def text_weight(self, call, layer):
+                return self.weight
+
+        with Weigh()(pipe):
+            assert torch.equal(pipe(**call(steps=1)).images, plain)
+        with Weigh(2.0)(pipe):
+            assert not torch.allclose(pipe(**call(steps=1)).images, plain)
+
     def test_a_whole_dual_block_cannot_be_merged(self, qwen):
         pipe, call = qwen
 
@@ -168,7 +217,7 @@ class TestMerging:
             def merge(self, call, layer, states):
                 return AllRows(states.shape[1], "block")
 
-        with Block()(pipe), pytest.raises(ToPiError, match="only be merged around its attention"):
+        with Block()(pipe), pytest.raises(ToPiError, match='scope "block", only in: attention'):
             pipe(**call(steps=1))
 
 
@@ -276,7 +325,7 @@ class TestRemoval:
                 return None
 
         with pytest.raises(ToPiError, match="Other is not supported"):
-            tap_processor(Other(), print, {})
+            tap_processor(Other())
 
 
 class TestUse:

@@ -17,6 +17,8 @@ TERA = 1e12
 LAYOUT = Layout(512, (64, 64), ((64, 64),))  # 1024 x 1024 pixels, one reference
 FULL = CallRecord(0, "cond", LAYOUT, 1)
 HALF = replace(FULL, front_layers=10, kept=tuple(range(0, 4096, 2)))
+CACHED = replace(FULL, kept=tuple(range(4096)), computed=4096)
+CACHED = replace(CACHED, stored=dict.fromkeys(range(57), 4096))
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,33 @@ def test_a_skip_behind_the_gather_counts_the_kept_tokens(counter):
     short, long = (counter.call(replace(HALF, skipped_from=layer)) for layer in (10, 11))
     assert short == counter.call(replace(FULL, skipped_from=10))
     assert long - short == 24 * m * d**2 + 4 * m**2 * d + 2 * (2 * d * 6 * d)
+
+
+def test_stored_references_by_hand(counter):
+    """Per layer 24 n d^2 of linear layers and 4 n s d of attention, n queries to s keys."""
+    d, n, s = 3072, 512 + 4096, 512 + 8192
+    blocks = 57 * (24 * (s - n) * d**2 + 4 * (s * s - n * s) * d)
+    ends = 2 * 4096 * 64 * d  # the output layer on references; their embedding is computed
+    assert counter.call(FULL) - counter.call(CACHED) == blocks + ends
+    half = replace(CACHED, stored=dict.fromkeys(range(57), 2048))
+    assert counter.call(CACHED) - counter.call(half) == 57 * 4 * n * 2048 * d
+
+
+def test_references_alone_by_hand(counter):
+    """Another pass of text and references, in which only references are keys."""
+    d, n, c = 3072, 512 + 4096, 4096
+    alone = counter.call(replace(CACHED, alone=True)) - counter.call(CACHED)
+    ends = embeddings_and_output()
+    modulation = 19 * 2 * (2 * d * 6 * d) + 38 * (2 * d * 3 * d)
+    assert alone == ends + modulation + 57 * (24 * n * d**2 + 4 * n * c * d)
+
+
+def test_reference_kv_schedules(counter):
+    """28 steps on FLUX.1 Kontext, refreshed every 10 and never; then with half of the store."""
+    half = replace(CACHED, stored=dict.fromkeys(range(57), 2048))
+    assert counter.run([FULL] * 3 + [CACHED] * 25).speedup == pytest.approx(1.72, abs=0.005)
+    assert counter.run([FULL] + [CACHED] * 27).speedup == pytest.approx(1.83, abs=0.005)
+    assert counter.run([FULL] * 3 + [half] * 25).speedup == pytest.approx(1.84, abs=0.005)
 
 
 @pytest.mark.parametrize("kind", ["flux", "qwen", "qwen_plus"])

@@ -1,10 +1,13 @@
-"""A denoising loop by hand, for temporal caches."""
+"""A denoising loop by hand, for temporal caches; transformers whose attention is rewritten."""
+
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 from topi.engine import BlockInput, Call, CallRecord
-from topi.models import Layout, ModelFacts
+from topi.models import Layout, ModelFacts, adapter_for
+from topi.models.rebind import rebind
 
 LAYOUT = Layout(1, (1, 2), ((1, 2),))
 FACTS = ModelFacts("Flux", (2, 4), (("attention",),) * 6, None)
@@ -60,3 +63,48 @@ def drive():
 def column():
     """`column(1, 2, 3, 4)` -> [1, 4, 1], one number per row."""
     return lambda *values: torch.tensor(values, dtype=torch.float32)[None, :, None]
+
+
+@contextmanager
+def attention(adapter, change):
+    """`change(layer, query, key, value, mask)` decides what every layer attends to."""
+    processors = [adapter.merge_points(k).attention.processor for k in range(adapter.facts.depth)]
+    classes = [type(processor) for processor in processors]
+    for layer, (processor, cls) in enumerate(zip(processors, classes, strict=True)):
+        dispatch = cls.__call__.__globals__["dispatch_attention_fn"]
+
+        def attend(query, key, value, attn_mask=None, *, at=layer, inner=dispatch, **rest):
+            key, value, attn_mask = change(at, query, key, value, attn_mask)
+            return inner(query, key, value, attn_mask=attn_mask, **rest)
+
+        call = rebind(cls.__call__, dispatch_attention_fn=attend)
+        processor.__class__ = type(cls.__name__, (cls,), {"__call__": call})
+    try:
+        yield
+    finally:
+        for processor, cls in zip(processors, classes, strict=True):
+            processor.__class__ = cls
+
+
+def inputs_of(tiny, kind, **options):
+    """A transformer and its arguments at two steps of one pipeline call."""
+    pipe, call = tiny(kind, **options)
+    seen = []
+    handle = pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(dict(kwargs)), with_kwargs=True
+    )
+    pipe(**call(steps=2, cfg=False))
+    handle.remove()
+    return adapter_for(pipe.transformer), seen
+
+
+@torch.no_grad()
+def targets(adapter, inputs):
+    output = adapter.transformer(**inputs)[0]
+    return output[:, : adapter.layout(inputs).n_target]
+
+
+@pytest.fixture
+def by_hand():
+    """`attention, inputs_of, targets`: rewrite attention; get arguments; run for target outputs."""
+    return attention, inputs_of, targets

@@ -13,16 +13,19 @@ from topi.methods.probe import AttentionProbe
 
 
 def test_methods_are_found_under_their_names():
-    assert {"full", "topi", "tomesd", "tomesd_ref", "toma", "toma_ref", "random", "checker"} == set(
-        METHODS
-    )
+    merging = {
+        f"{name}{end}" for name in ("tomesd", "toma", "sdtm", "dato") for end in ("", "_ref")
+    }
+    stored = {"ref_kv", "ref_kv_causal", "topi_kv", "regione"}
+    kept = {"full", "topi", "topi_cover", "random", "checker", "fewer_steps", "downscaled_ref"}
+    assert merging | stored | kept == set(METHODS)
     assert METHODS["topi"] is ToPi
     for name in METHODS:
         assert make_method(name).name == name
 
 
 def test_parameters_are_those_it_was_built_with():
-    method = make_method("random", ratio=0.25, fixed=True)
+    method = make_method("random", ratio=0.25, redraw="never")
     assert isinstance(method, RandomTokens)
     assert RandomTokens(**method.params) == method
     assert method.params["ratio"] == 0.25
@@ -32,8 +35,8 @@ def test_parameters_are_those_it_was_built_with():
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("topy", {}, r"no method 'topy'; choose one of: checker, full, random"),
-        ("random", {"ration": 1}, r"no parameter ration; it takes: .*ratio, fixed, seed"),
+        ("topy", {}, r"no method 'topy'; choose one of: checker, dato, .*full, random"),
+        ("random", {"ration": 1}, r"no parameter ration; it takes: .*ratio, redraw, seed"),
         ("full", {"trace": []}, r"no parameter trace; it takes: none"),
         ("topi", {"score": "x"}, r"score='x' is unknown"),
     ],

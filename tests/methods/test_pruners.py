@@ -6,6 +6,7 @@ import torch
 from topi import Checkerboard, RandomTokens, ToPi
 from topi.engine import Call, CallRecord
 from topi.errors import ToPiError
+from topi.evaluation.cell import draw_seed
 from topi.methods.checker import checkerboard
 from topi.methods.pruner import merge_into_nearest
 from topi.models import Layout
@@ -32,8 +33,28 @@ class TestRandomTokens:
 
     def test_fixed(self, flux):
         pipe, call = flux
-        kept = masks(RandomTokens(fixed=True, **small), pipe, call(steps=8))
+        kept = masks(RandomTokens(redraw="never", **small), pipe, call(steps=8))
         assert kept[2] == kept[3] == kept[5] == kept[6]
+
+    def test_redrawn_at_every_step(self, qwen):
+        pipe, call = qwen
+        method = RandomTokens(redraw="step", **small)
+        masks(method, pipe, call(steps=8))
+        kept = {record.kept for record in method.trace if record.kept}
+        assert len(kept) == 4  # the branches of a step share one
+        assert {len(each) for each in kept} == {32}
+
+    def test_samples_have_their_own_draws(self, flux):
+        pipe, call = flux
+        method, kept = RandomTokens(**small), []
+        for seed in (0, 1, 0):
+            with method(pipe, seed):
+                pipe(**call(steps=3))
+            kept.append(method.trace[2].kept)
+        assert kept[0] == kept[2] != kept[1]
+        assert draw_seed(0, "a") == draw_seed(0, "a") != draw_seed(0, "b") != draw_seed(1, "b")
+        with pytest.raises(ToPiError, match="seed=-1"), method(pipe, seed=-1):
+            pass
 
     def test_deterministic_seeded_and_private(self, flux):
         pipe, call = flux

@@ -345,9 +345,10 @@ class TestOptions:
 
     def test_reference_floor_saves_a_picture_that_scores_low(self):
         layout = Layout(0, (1, 1), ((2, 2), (1, 4)))
-        scores = torch.tensor([8.0, 7, 6, 5, 0.1, 0.4, 0.3, 0.2]).double()
-        assert ToPi(tau=0.5).choose(scores, layout).tolist() == [0, 1]
-        assert ToPi(tau=0.5, reference_floor=0.5).choose(scores, layout).tolist() == [0, 1, 5, 6]
+        scores = torch.tensor([[8.0, 7, 6, 5, 0.1, 0.4, 0.3, 0.2]] * 2)
+        for floor, kept in ((0.0, [0, 1]), (0.5, [0, 1, 5, 6])):
+            mask = ToPi(tau=0.5, reference_floor=floor).choose(scores, layout)
+            assert [sample.nonzero().flatten().tolist() for sample in mask] == [kept] * 2
 
 
 class TestBadInput:

@@ -106,11 +106,11 @@ def test_retrained_weights_are_not_pooled_with_the_old_ones(tmp_path, new_store)
     new_store(tmp_path, weights="sha256:old0", per_category=1)
     new_store(tmp_path, weights="sha256:new1", per_category=1)
     store = Store(tmp_path)
-    groups = list(comparable(store, store.rows()))
+    groups = list(comparable(store.load_cells()))
     titles = {f"kontext_standin (weights sha256:{name})" for name in ("old0", "new1")}
     assert {group.title for group in groups} == titles
     assert [group.stem for group in groups] == ["kontext_standin", "kontext_standin-2"]
-    assert [len(group.rows) for group in groups] == [16, 16]
+    assert [len(store.rows(group.cells)) for group in groups] == [16, 16]
 
 
 def test_facts_are_split_into_shared_and_own():

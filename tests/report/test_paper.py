@@ -15,8 +15,8 @@ from PIL import Image
 from topi.errors import ToPiError
 from topi.report import build
 from topi.report.export import export
-from topi.report.paper import BUILDERS, CAPTIONS, NEEDS, build_paper, suites_of
-from topi.report.paper_figures import FIGURES, shown_samples
+from topi.report.paper import BUILDERS, CAPTIONS, FIGURES, NEEDS, build_paper, suites_of
+from topi.report.paper_figures import shown_samples
 from topi.report.sheet import Block, Tile, draw
 from topi.report.suite import suites
 from topi.results.store import Store

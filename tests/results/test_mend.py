@@ -1,10 +1,7 @@
 """A cell whose files are damaged, whose disk fills up or whose process is killed anywhere."""
 
 import json
-import os
-import signal
 import subprocess
-import sys
 from contextlib import contextmanager
 
 import pytest
@@ -119,45 +116,13 @@ def test_a_sound_cell_is_left_as_it_is(cell):
     assert before == {path: path.read_bytes() for path in cell.path.rglob("*") if path.is_file()}
 
 
-def in_child(action):
-    """Run in a forked process; returns its exit status."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            action()
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def killed_after(lines, action):
-    """Run, and die at the given line of this package's code, counted as they are executed."""
-    left = lines
-
-    def trace(frame, event, argument):
-        nonlocal left
-        if "topi" not in frame.f_code.co_filename:
-            return None
-        left -= event == "line"
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return trace
-
-    sys.settrace(trace)
-    try:
-        action()
-    finally:
-        sys.settrace(None)
-    return lines - left  # how many were executed
-
-
-def test_a_process_killed_at_any_line_leaves_a_cell_that_continues(tmp_path, cell, whole):
-    total = killed_after(10**9, lambda: work(Store(tmp_path / "count").cell("m-1")))
+def test_a_process_killed_at_any_line_leaves_a_cell_that_continues(tmp_path, cell, whole, kill):
+    total = kill.lines(lambda: work(Store(tmp_path / "count").cell("m-1")))
     assert total > 100
     killed = 0
     for number, line in enumerate(range(1, total, total // 45)):
         other = Store(tmp_path / str(number)).cell("m-1")
-        killed += in_child(lambda o=other, n=line: killed_after(n, lambda: work(o))) == -9
+        killed += kill(line, lambda o=other: work(o))
         work(other)
         assert facts(other) == whole, f"killed at line {line}"
         assert not (other.path / "quarantine").exists()

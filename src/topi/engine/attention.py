@@ -4,16 +4,35 @@ The softmax runs over all keys the model itself uses, text + target + reference.
 keys alone every row would sum to one, and Eq. 4 could not tell one layer from another.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from topi.engine.column_mass import KERNELS
 from topi.models.adapter import Layout
 
 CHUNK = 128  # target queries at a time
 PIECE = {"cpu": 2**20}  # map entries that exist at once: 4 MiB, what a core's cache likes ...
 PIECE_ON_DEVICE = 2**23  # ... and 32 MiB to keep an accelerator busy
+KERNEL = {"cpu": "chunked", "cuda": "chunked"}
+"""What sums attention weights on a device: "chunked", or one of `column_mass.KERNELS`.
+
+`python -m topi.evaluation.scoring_speed` measures which is fastest, and how far each is off.
+"""
+
+
+@contextmanager
+def scored_by(kernel: str) -> Iterator[None]:
+    """Inside, `kernel` sums attention weights on every device."""
+    before = dict(KERNEL)
+    KERNEL.update(dict.fromkeys(KERNEL, kernel))
+    try:
+        yield
+    finally:
+        KERNEL.update(before)
 
 
 @torch.no_grad()
@@ -23,6 +42,7 @@ def reference_sums(
     layout: Layout,
     mask: Tensor | None,
     reduce: Callable[[Tensor, slice], Tensor],
+    n: int | None = None,
 ) -> Tensor:
     """Sum over all target tokens of something made of their attention weights, piece by piece.
 
@@ -32,13 +52,15 @@ def reference_sums(
         mask: as the attention got it, boolean (True attends) or additive, broadcastable to
             [B, H, S, S].
         reduce: from the fp32 softmax weights [B, h, r, S] of some target tokens over all keys, and
-            which heads these are, to what they contribute: [B, h, |C|].
+            which heads these are, to what they contribute: [B, h, n].
+        n: of the sums; by default |C|, one for each reference token.
 
     Returns:
-        [B, H, |C|].
+        [B, H, n].
     """
     batch, length, n_heads, _ = query.shape
-    sums = query.new_zeros(batch, n_heads, layout.n_reference, dtype=torch.float32)
+    n = layout.n_reference if n is None else n
+    sums = query.new_zeros(batch, n_heads, n, dtype=torch.float32)
     budget = PIECE.get(query.device.type, PIECE_ON_DEVICE)
     step = max(1, budget // (batch * CHUNK * length))
     for head in range(0, n_heads, step):
@@ -72,7 +94,16 @@ def _mask_piece(mask: Tensor, heads: slice, rows: slice) -> Tensor:
 def reference_attention(
     query: Tensor, key: Tensor, layout: Layout, mask: Tensor | None = None
 ) -> Tensor:
-    """The attention a reference token receives from all target tokens, sum_i A_ij: [B, H, |C|]."""
+    """The attention a reference token receives from all target tokens, sum_i A_ij: [B, H, |C|].
+
+    By the kernel that `KERNEL` names for the device, if there is no mask.
+    """
+    kernel = KERNEL.get(query.device.type, "chunked")
+    if kernel != "chunked" and mask is None:
+        with torch.no_grad():
+            queries, keys = query[:, layout.targets].transpose(1, 2), key.transpose(1, 2)
+            references = keys[:, :, layout.references]
+            return KERNELS[kernel](queries, keys, references, query.shape[-1] ** -0.5)
 
     def received(weights: Tensor, heads: slice) -> Tensor:
         return weights[..., layout.references].sum(2)
@@ -110,3 +141,36 @@ def context_sensitivity(attention: Tensor, layout: Layout) -> Tensor:
         attention: [B, H, |C|] from `reference_attention`.
     """
     return attention.sum(-1).mean(1) / layout.n_target
+
+
+def image_attention(
+    query: Tensor, key: Tensor, layout: Layout, mask: Tensor | None = None
+) -> Tensor:
+    """The attention each image token receives from all target tokens: [B, H, |G| + |C|]."""
+
+    def received(weights: Tensor, heads: slice) -> Tensor:
+        return weights[..., layout.n_text :].sum(2)
+
+    return reference_sums(query, key, layout, mask, received, layout.n_image)
+
+
+def weigh_text(
+    query: Tensor, key: Tensor, mask: Tensor | None, weight: float, n_text: int
+) -> Tensor:
+    """A mask with which every text key has `weight` times its own weight before normalisation.
+
+    Args:
+        query, key: [B, S, H, D], text first.
+        mask: what it is added to, boolean (True attends) or additive, broadcastable to
+            [B, H, S, S].
+
+    Returns:
+        An additive mask: log(weight) at the text keys.
+    """
+    bias = query.new_zeros(1, 1, 1, key.shape[1])
+    bias[..., :n_text] = math.log(weight)
+    if mask is None:
+        return bias
+    if mask.dtype == torch.bool:
+        return bias.masked_fill(~mask[(None,) * (4 - mask.ndim)], -torch.inf)
+    return bias + mask

@@ -1,6 +1,5 @@
 """One transformer call, as a method sees it, and the record it leaves."""
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from topi.engine.clock import Span
 from topi.models.adapter import Layout
+
+Stage = Literal["scoring_seconds", "selection_seconds", "gathering_seconds"]
 
 
 @dataclass
@@ -22,12 +24,22 @@ class CallRecord:
         branch: CFG branch, "cond" or "uncond" (or the name the pipeline gave it).
         layout: the full sequence; `batch` samples of it.
         front_layers: first layer that ran on the kept reference tokens only, if any were dropped.
-        anchor: the call scored the reference tokens.
-        kept: ascending indices into the reference tokens; None where all were kept.
+        anchor: the call scored the reference tokens, or renewed what is stored of them.
+        kept: ascending indices of the reference tokens that the target sees from `front_layers` on;
+            None where all were computed.
+        computed: image tokens computed from `front_layers` on, if they are not just the target's
+            and the kept references'.
+        stored: layer -> keys that came from a store instead of being computed; layers that took
+            none are absent.
+        store_bytes: size of that store after the call.
+        alone: the reference tokens first ran on their own, with only each other's keys.
+        stands_for: calls of the full run that this one replaces.
+        full_layout: what `layout` is in the full run, if the method changed the references.
         merged: layer -> (scope, image tokens computed there); layers that did not merge are absent.
         skipped_from: first layer that did not run, as what it and all later ones would have
             computed was predicted from earlier steps; None if all ran.
-        scoring_seconds: time spent on scores, selection_seconds: on turning them into a mask.
+        trimmed: the last block computed target tokens only.
+        spans: what was timed of the call, by stage.
     """
 
     step: int
@@ -37,15 +49,29 @@ class CallRecord:
     front_layers: int = 0
     anchor: bool = False
     kept: tuple[int, ...] | None = None
+    computed: int | None = None
+    stored: dict[int, int] = field(default_factory=dict)
+    store_bytes: int = 0
+    alone: bool = False
+    stands_for: int = 1
+    full_layout: Layout | None = None
     merged: dict[int, tuple[str, int]] = field(default_factory=dict)
     skipped_from: int | None = None
-    scoring_seconds: float = 0.0
-    selection_seconds: float = 0.0
+    trimmed: bool = False
+    spans: dict[Stage, list[Span]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def skipped(self) -> bool:
         """Did a part of the layers not run?"""
         return self.skipped_from is not None
+
+    @property
+    def n_image(self) -> int:
+        """Image tokens computed from `front_layers` on."""
+        if self.computed is not None:
+            return self.computed
+        kept = self.n_reference if self.kept is None else len(self.kept)
+        return self.layout.n_target + kept
 
     @property
     def n_reference(self) -> int:
@@ -54,15 +80,40 @@ class CallRecord:
 
     @property
     def keep_ratio(self) -> float:
-        """Kept reference tokens / all reference tokens."""
-        return 1.0 if self.kept is None else len(self.kept) / self.n_reference
+        """Kept reference tokens / all reference tokens of the full run."""
+        kept = self.n_reference if self.kept is None else len(self.kept)
+        return kept / (self.full_layout or self.layout).n_reference
+
+    def seconds(self, stage: Stage) -> float:
+        """Time spent on a stage; waits for the device to finish it."""
+        return sum(span.seconds for span in self.spans.get(stage, ()))
+
+    @property
+    def scoring_seconds(self) -> float:
+        """On scores."""
+        return self.seconds("scoring_seconds")
+
+    @property
+    def selection_seconds(self) -> float:
+        """On turning scores into a mask."""
+        return self.seconds("selection_seconds")
+
+    @property
+    def gathering_seconds(self) -> float:
+        """On taking the kept rows of states and rotary embedding."""
+        return self.seconds("gathering_seconds")
 
 
 @dataclass(frozen=True)
 class Call:
-    """The transformer call in progress. Methods write `anchor` and the seconds into `record`.
+    """The transformer call in progress. Methods write `anchor` and times into `record`.
 
-    `n_steps` is how many denoising steps the pipeline call has; None where no pipeline tells it.
+    Args:
+        n_steps: how many denoising steps the pipeline call has; None where no pipeline tells it.
+        latents: [B, N, C] of target and references, as the transformer got them.
+        timestep: in [0, 1], 1 is noise.
+        alone: the reference tokens are run on their own (see `Method.runs_alone`); what attends and
+            is attended to is then `[text | references]`.
     """
 
     step: int
@@ -72,18 +123,16 @@ class Call:
     device: torch.device
     record: CallRecord
     n_steps: int | None = None
+    latents: Tensor | None = None
+    timestep: float = 0.0
+    alone: bool = False
 
     @contextmanager
-    def timed(self, what: Literal["scoring_seconds", "selection_seconds"]) -> Iterator[None]:
-        """Add the time spent inside to the record, device work included."""
-        start = self._clock()
+    def timed(self, stage: Stage) -> Iterator[None]:
+        """Add the time spent inside, device work included, to the record; does not wait for it."""
+        span = Span(self.device)
         yield
-        setattr(self.record, what, getattr(self.record, what) + self._clock() - start)
-
-    def _clock(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        self.record.spans.setdefault(stage, []).append(span.stop())
 
 
 @dataclass(frozen=True)
@@ -104,13 +153,15 @@ class Merge(ABC):
     """How one layer of one call runs on fewer image tokens. A method returns one from `merge`.
 
     Attributes:
-        rows: [n'] long; the image-stream row whose rotary position each merged token carries.
-        scope: "attention" merges around the attention only; "block" around the whole block,
-            possible where `ModelFacts.scopes[layer]` says so.
+        rows: [n'] long; the image-stream row whose rotary position each merged token carries. None:
+            no token is merged, and `unmerge` only gets to see the output.
+        scope: "attention" merges around the attention only, "mlp" around the MLP only, "both"
+            around each of the two, "block" around the whole block; possible where
+            `ModelFacts.scopes[layer]` says so.
     """
 
-    rows: Tensor
-    scope: Literal["attention", "block"] = "attention"
+    rows: Tensor | None
+    scope: Literal["attention", "mlp", "both", "block"] = "attention"
 
     @abstractmethod
     def merge(self, states: Tensor) -> Tensor:
@@ -118,4 +169,8 @@ class Merge(ABC):
 
     @abstractmethod
     def unmerge(self, states: Tensor) -> Tensor:
-        """[B, n', D] -> [B, N, D]."""
+        """[B, n', D] -> [B, N, D]: the output of the attention or of the whole block."""
+
+    def unmerge_mlp(self, states: Tensor) -> Tensor:
+        """[B, n', D'] -> [B, N, D']: the output of the MLP."""
+        return self.unmerge(states)

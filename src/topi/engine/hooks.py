@@ -2,6 +2,8 @@
 
 import inspect
 from collections.abc import Callable
+from contextvars import ContextVar
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +11,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 from torch import Tensor, nn
 
+from topi.engine.compiling import eager_forward
 from topi.errors import ToPiError
 from topi.models.adapter import MergePoints
 from topi.models.rebind import rebind
@@ -23,6 +26,12 @@ def hooked(module: nn.Module) -> bool:
     """Does the module carry one of our hooks?"""
     registry = getattr(module, "_diffusers_hook", None)
     return registry is not None and registry.get_hook(HOOK) is not None
+
+
+def offloaded_by_group(transformer: nn.Module) -> bool:
+    """Does diffusers' group offloading move its weights?"""
+    registries = (getattr(part, "_diffusers_hook", None) for part in transformer.modules())
+    return any(each is not None and each.get_hook("group_offloading") for each in registries)
 
 
 def add_hook(module: nn.Module, hook: ModelHook) -> Callable[[], None]:
@@ -75,11 +84,14 @@ class RootHook(ModelHook):
         self.session = session
         self.state_manager = StateManager(BaseState)  # where `cache_context` leaves the branch name
 
+    @torch.compiler.disable(recursive=False)  # traced, it would see the first step for ever
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the transformer inside `Session.transformer_call`."""
         kwargs = keywords(module, args, kwargs)
         with self.session.transformer_call(kwargs, self._branch()):
-            return self.fn_ref.original_forward(**kwargs)
+            forward = self.fn_ref.original_forward
+            self.session.run_references_alone(kwargs, forward)
+            return self.session.completed(forward(**kwargs))
 
     def _branch(self) -> str | None:
         try:
@@ -104,7 +116,7 @@ class BlockHook(ModelHook):
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Hand on what was predicted, or run the block on the tokens that are left."""
         session, forward = self.session, self.fn_ref.original_forward
-        session.layer = self.layer
+        session.layer, session.open_merge = self.layer, None
         if session.call is None:
             return forward(*args, **kwargs)
         kwargs = keywords(module, args, kwargs)
@@ -113,7 +125,15 @@ class BlockHook(ModelHook):
             return kwargs["encoder_hidden_states"], session.predicted
         if session.rows is not None and self.layer >= session.call.record.front_layers:
             kwargs = self._gathered(kwargs)
-        text, image = forward(**kwargs)
+        if session.trims(kwargs["hidden_states"]):
+            kwargs = session.trimmed(kwargs)
+        if session.looks_inside():
+            forward = eager_forward(forward)
+        before = _running.set(session)
+        try:
+            text, image = forward(**kwargs)
+        finally:
+            _running.reset(before)
         session.ran(image)
         return text, image
 
@@ -122,7 +142,9 @@ class BlockHook(ModelHook):
         session = self.session
         if self.layer == session.call.record.front_layers:
             states = kwargs["hidden_states"]
-            kwargs["hidden_states"] = session.method.gather(session.call, states, session.rows)
+            with session.call.timed("gathering_seconds"):
+                states = session.method.gather(session.call, states, session.rows)
+            kwargs["hidden_states"] = states
         kwargs["image_rotary_emb"] = session.kept_rope(kwargs["image_rotary_emb"])
         return session.adapter.gather_extras(kwargs, session.rows)
 
@@ -141,12 +163,13 @@ class MergeAttentionHook(ModelHook):
             return forward(*args, **kwargs)
         kwargs = keywords(module, args, kwargs)
         states, text = kwargs["hidden_states"], session.call.layout.n_text
-        joint = self.points.norm is not None  # text rows come first in `states`
+        joint = self.points.joint  # text rows come first in `states`
         merge = session.open_merge if joint else session.ask_merge(states)
-        if merge is None:
+        if merge is None or merge.scope == "mlp":
             return forward(**kwargs)
-        rope = kwargs["image_rotary_emb"]
-        kwargs["image_rotary_emb"] = session.adapter.gather_rope(rope, merge.rows, text)
+        if merge.rows is not None:
+            rope = kwargs["image_rotary_emb"]
+            kwargs["image_rotary_emb"] = session.adapter.gather_rope(rope, merge.rows, text)
         if merge.scope == "block":  # the norm before has merged, the projection behind will unmerge
             return forward(**kwargs)
         if joint:
@@ -155,6 +178,27 @@ class MergeAttentionHook(ModelHook):
         kwargs["hidden_states"] = merge.merge(states)
         image, *rest = forward(**kwargs)
         return merge.unmerge(image), *rest
+
+
+class MergeMLPHook(ModelHook):
+    """On a block's MLP, or its first half: runs it on merged image tokens."""
+
+    def __init__(self, session: "Session", points: MergePoints) -> None:
+        super().__init__()
+        self.session, self.points = session, points
+
+    def new_forward(self, module: nn.Module, states: Tensor) -> Tensor:
+        """Run the MLP as the layer's merge, which is decided before the attention, says."""
+        session, forward = self.session, self.fn_ref.original_forward
+        merge = session.open_merge
+        if session.call is None or merge is None or merge.scope not in ("mlp", "both"):
+            return forward(states)
+        if not self.points.joint:
+            return merge.unmerge_mlp(forward(merge.merge(states)))
+        text = session.call.layout.n_text
+        return on_image_rows(
+            merge.unmerge_mlp, forward(on_image_rows(merge.merge, states, text)), text
+        )
 
 
 class MergeNormHook(ModelHook):
@@ -173,8 +217,8 @@ class MergeNormHook(ModelHook):
             return output
         states, gate = output
         text = session.call.layout.n_text
-        session.open_merge = merge = session.ask_merge(states[:, text:], block=True)
-        if merge is None or merge.scope == "attention":
+        merge = session.ask_merge(states[:, text:])
+        if merge is None or merge.scope != "block":
             return output
         return on_image_rows(merge.merge, states, text), gate
 
@@ -188,8 +232,8 @@ class MergeProjectionHook(ModelHook):
 
     def post_forward(self, module: nn.Module, output: Tensor) -> Tensor:
         """Undo a merge that spans the block."""
-        merge, self.session.open_merge = self.session.open_merge, None
-        if merge is None or merge.scope == "attention":
+        merge = self.session.open_merge
+        if merge is None or merge.scope != "block":
             return output
         return on_image_rows(merge.unmerge, output, self.session.call.layout.n_text)
 
@@ -199,37 +243,44 @@ def on_image_rows(operator: Callable[[Tensor], Tensor], states: Tensor, n_text: 
     return torch.cat([states[:, :n_text], operator(states[:, n_text:])], dim=1)
 
 
-def tap_processor(
-    processor: Any, observe: Callable[..., None], classes: dict[type, type]
-) -> Callable[[], None]:
-    """Let `observe(query, key, value, mask)` see what an attention processor is about to attend to.
+def tap_processor(processor: Any) -> Callable[[], None]:
+    """Let `Session.at_attention` say what key, value and mask an attention processor attends to.
 
     The processor's class becomes a subclass that runs the same code with `dispatch_attention_fn`
-    rebound; one subclass per processor class, kept in `classes`. The returned function undoes it.
+    rebound. The returned function undoes it.
 
     Raises:
         ToPiError: the processor does not attend through `dispatch_attention_fn`.
     """
     cls = type(processor)
-    if cls not in classes:
-        dispatch = getattr(cls.__call__, "__globals__", {}).get("dispatch_attention_fn")
-        if dispatch is None:
-            raise ToPiError(
-                f"The attention processor {cls.__name__} is not supported; "
-                "restore diffusers' default processor."
-            )
-
-        def tapped(
-            query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **rest: Any
-        ) -> Tensor:
-            observe(query, key, value, attn_mask)
-            return dispatch(query, key, value, attn_mask=attn_mask, **rest)
-
-        call = rebind(cls.__call__, dispatch_attention_fn=tapped)
-        classes[cls] = type(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__})
-    processor.__class__ = classes[cls]
+    processor.__class__ = tapped_class(cls)
 
     def restore() -> None:
         processor.__class__ = cls
 
     return restore
+
+
+@cache
+def tapped_class(cls: type) -> type:
+    """The subclass, one for each class of processors: compiled blocks depend on which it is."""
+    dispatch = getattr(cls.__call__, "__globals__", {}).get("dispatch_attention_fn")
+    if dispatch is None:
+        raise ToPiError(
+            f"The attention processor {cls.__name__} is not supported; "
+            "restore diffusers' default processor."
+        )
+
+    def tapped(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **rest: Any
+    ) -> Tensor:
+        # a compiled block is one that nobody looks into
+        if not torch.compiler.is_compiling() and (session := _running.get()) is not None:
+            key, value, attn_mask = session.at_attention(query, key, value, attn_mask)
+        return dispatch(query, key, value, attn_mask=attn_mask, **rest)
+
+    call = rebind(cls.__call__, dispatch_attention_fn=tapped)
+    return type(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__})
+
+
+_running: ContextVar["Session | None"] = ContextVar("session whose block runs", default=None)

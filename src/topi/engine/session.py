@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -9,15 +10,19 @@ import torch
 from diffusers.hooks import HookRegistry
 from torch import Tensor
 
+from topi.engine.attention import weigh_text
 from topi.engine.call import BlockInput, Call, CallRecord, Merge
+from topi.engine.compiling import refuse_frozen_hooks
 from topi.engine.hooks import (
     BlockHook,
     MergeAttentionHook,
+    MergeMLPHook,
     MergeNormHook,
     MergeProjectionHook,
     RootHook,
     add_hook,
     hooked,
+    offloaded_by_group,
     tap_processor,
 )
 from topi.engine.tracker import StepTracker, steps_left
@@ -26,7 +31,7 @@ from topi.models.adapter import Adapter
 
 
 class Callbacks(Protocol):
-    """What the engine calls; `attend` and `merge` only if `observes` and `merges` say so.
+    """What the engine calls; `attend`, `merge`, `stored` only if `observes`, `merges`, `reuses`.
 
     `skip` is asked before the layers in `decides_before`; if there are none, `remember` is not
     called either.
@@ -35,6 +40,7 @@ class Callbacks(Protocol):
     front_layers: int
     observes: bool
     merges: bool
+    reuses: bool
     decides_before: Collection[int]
     trace: list[CallRecord]
 
@@ -48,7 +54,19 @@ class Callbacks(Protocol):
         """The target states [B, G, D] after the last block of a call that skipped nothing."""
 
     def reduce(self, call: Call) -> Tensor | None:
-        """Reference tokens to keep: ascending indices [K], or None for all."""
+        """Reference tokens to keep: ascending indices [K], or None for all.
+
+        A method that `reuses` has them in store, and only the `live_tokens` are computed.
+        """
+
+    def active(self, call: Call) -> Tensor | None:
+        """Target tokens to compute: ascending indices, or None for all."""
+
+    def live_tokens(self, call: Call) -> Tensor | None:
+        """Reference tokens to compute beside what is in store: ascending indices, or None."""
+
+    def runs_alone(self, call: Call) -> bool:
+        """Are the reference tokens first run on their own, at timestep 0?"""
 
     def gather(self, call: Call, states: Tensor, rows: Tensor) -> Tensor:
         """States [B, N, D] of the image stream to those of its kept rows [n]: [B, n, D]."""
@@ -60,6 +78,20 @@ class Callbacks(Protocol):
         self, call: Call, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> None:
         """See what a layer attends to."""
+
+    def text_weight(self, call: Call, layer: int) -> float:
+        """How many times its own weight each text key has in the layer's attention."""
+
+    def stored(
+        self, call: Call, layer: int, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """Keys and values [B, n, H, D] to attend to beside those that a layer computed."""
+
+    def complete(self, call: Call, output: Tensor) -> Tensor:
+        """The transformer's output [B, n, C] with a row for every target token."""
+
+    def watches(self, call: Call, layer: int) -> bool:
+        """Does it need to see what this layer attends to?"""
 
     def end(self, call: Call) -> None:
         """After each transformer call."""
@@ -75,18 +107,32 @@ class Session:
 
     Attributes:
         call: the call, or None outside of one and where there is no reference to work on.
-        rows: [G + K] image-stream rows kept from `front_layers` on, or None for all.
+        rows: [n] image-stream rows computed from `front_layers` on, or None for all.
         layer: the block that runs.
         predicted: [B, G, D] target states that stand for all blocks from some layer on, or None.
-        open_merge: what a single-stream block decided at its norm.
+        open_merge: how the running block merges.
+        beside: key and value [B, n, H, D] of tokens that the running layer attends to but does not
+            compute, or None.
+
+    Args:
+        trim_last: in the last block, whose outputs of reference tokens nobody reads, compute keys
+            and values of these tokens only. Exact; methods that merge tokens are left alone.
     """
 
-    def __init__(self, adapter: Adapter, method: Callbacks, pipeline: Any = None) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        method: Callbacks,
+        pipeline: Any = None,
+        trim_last: bool = False,
+    ) -> None:
         self.adapter = adapter
         self.method = method
         self.pipeline = pipeline
+        self.trim_last = trim_last and not method.merges
         self.tracker = StepTracker()
         self._n_steps: int | None = None
+        self._forget_kept()
         self._clear_call()
 
     def _clear_call(self) -> None:
@@ -95,14 +141,21 @@ class Session:
         self.layer = -1
         self.predicted: Tensor | None = None
         self.open_merge: Merge | None = None
+        self.beside: tuple[Tensor, Tensor] | None = None
         self._rope: Any = None
+
+    def _forget_kept(self) -> None:
+        self._kept: Tensor | None = None
+        self._kept_indices: tuple[int, ...] = ()
+        self._kept_rows: Tensor | None = None
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Hold the transformer; on leaving, also by an exception, it is as it was before.
 
         Raises:
-            ToPiError: another method holds it.
+            ToPiError: another method holds it, or it is compiled, offloaded or distributed in a way
+                that no method can work with.
         """
         transformer = self.adapter.transformer
         if hooked(transformer):
@@ -110,6 +163,7 @@ class Session:
                 f"Another method is attached to this {type(transformer).__name__}; "
                 "leave its `with` block first."
             )
+        self._refuse_what_cannot_work()
         with ExitStack() as undo:
             remove_root = add_hook(transformer, RootHook(self))
             # diffusers keeps a list of the submodules with hooks; drop it last, when ours are gone
@@ -120,17 +174,34 @@ class Session:
             undo.callback(self.reset)
             yield
 
+    def _refuse_what_cannot_work(self) -> None:
+        """See `attached`."""
+        transformer = self.adapter.transformer
+        refuse_frozen_hooks(self.adapter)
+        parallel = getattr(transformer, "_parallel_config", None)
+        if getattr(parallel, "context_parallel_config", None) is not None:
+            raise ToPiError(
+                "context parallel inference is not supported: each rank holds a part of the "
+                "sequence. Use the transformer without `enable_parallelism`, one GPU per picture."
+            )
+        if self.trim_last and offloaded_by_group(transformer):
+            raise ToPiError(
+                "trim_last=True reads the last block's weights before group offloading has loaded "
+                "them; leave it off, or use another kind of offloading."
+            )
+
     def _attach_blocks(self, undo: Callable[[Callable[[], None]], Any]) -> None:
-        tapped: dict[type, type] = {}
         processors: dict[int, Any] = {}
         for layer, block in enumerate(self.adapter.blocks):
             undo(add_hook(block, BlockHook(self, layer)))
             points = self.adapter.merge_points(layer)
-            if self.method.observes and id(points.attention.processor) not in processors:
+            taps = self.method.observes or self.method.reuses or self.trim_last
+            if taps and id(points.attention.processor) not in processors:
                 processor = processors[id(points.attention.processor)] = points.attention.processor
-                undo(tap_processor(processor, self.observe_attention, tapped))
+                undo(tap_processor(processor))
             if self.method.merges:
                 undo(add_hook(points.attention, MergeAttentionHook(self, points)))
+                undo(add_hook(points.mlp, MergeMLPHook(self, points)))
                 if points.norm is not None:
                     undo(add_hook(points.norm, MergeNormHook(self)))
                     undo(add_hook(points.projection, MergeProjectionHook(self)))
@@ -139,38 +210,45 @@ class Session:
         """Forget the pipeline call; the trace stays until the next one begins."""
         self.tracker.reset()
         self.method.reset()
+        self._forget_kept()
         self._clear_call()
 
     @contextmanager
     def transformer_call(self, kwargs: Mapping[str, Any], context: str | None) -> Iterator[None]:
         """Surround one forward of the transformer."""
+        refuse_frozen_hooks(self.adapter, self.pipeline)
         layout = self.adapter.layout(kwargs)
         states = kwargs["hidden_states"]
-        timestep = float(kwargs["timestep"].flatten()[0])
+        scheduler = getattr(self.pipeline, "scheduler", None)
+        schedule = getattr(scheduler, "timesteps", None)
+        positions = self.adapter.positions(kwargs)
+        signature = (layout.target_grid, layout.reference_grids, len(states))
+        timestep = kwargs["timestep"].flatten()[0]
         begins, step, branch = self.tracker.observe(
-            context,
-            timestep,
-            states,
-            self.adapter.positions(kwargs),
-            (layout.target_grid, layout.reference_grids, len(states)),
+            context, timestep, states, positions, signature, schedule
         )
         if begins:
             self.method.reset()
             self.method.trace = []
-            self._n_steps = steps_left(getattr(self.pipeline, "scheduler", None), timestep)
+            self._n_steps = steps_left(scheduler, float(timestep))
         if layout.n_reference == 0:  # nothing to work on: the model runs untouched
             yield
             return
         record = CallRecord(step, branch, layout, len(states))
-        call = Call(step, branch, layout, len(states), states.device, record, self._n_steps)
+        call = Call(
+            step,
+            branch,
+            layout,
+            len(states),
+            states.device,
+            record,
+            self._n_steps,
+            states,
+            timestep,
+        )
         try:
             self.method.begin(call)
-            kept = self.method.reduce(call)
-            if kept is not None and len(kept) < layout.n_reference:
-                record.kept = tuple(kept.tolist())
-                record.front_layers = self.method.front_layers
-                rows = torch.cat([torch.arange(layout.n_target), kept.cpu() + layout.n_target])
-                self.rows = rows.to(states.device)
+            self.rows = self._reduced(call)
             self.call = call
             yield
             self.method.end(call)
@@ -181,10 +259,61 @@ class Session:
         finally:
             self._clear_call()
 
+    def _reduced(self, call: Call) -> Tensor | None:
+        """The image-stream rows to compute from the front layers on, None for all; recorded."""
+        record, layout = call.record, call.layout
+        kept, reuses = self.method.reduce(call), self.method.reuses
+        if kept is None or (len(kept) == layout.n_reference and not reuses):
+            return None
+        self._keep(kept, layout.n_target, call.device)
+        record.kept, record.front_layers = self._kept_indices, self.method.front_layers
+        if not reuses:
+            return self._kept_rows
+        active, live = self.method.active(call), self.method.live_tokens(call)
+        rows = torch.arange(layout.n_target) if active is None else active.cpu()
+        if live is not None:
+            rows = torch.cat([rows, live.cpu() + layout.n_target])
+        record.computed = len(rows)
+        return rows.to(call.device)
+
+    def _keep(self, kept: Tensor, n_target: int, device: torch.device) -> None:
+        """Turn a choice [K] into indices and rows, once for all steps that share the tensor."""
+        if kept is self._kept:
+            return
+        rows = torch.cat([torch.arange(n_target), kept.cpu() + n_target])
+        self._kept, self._kept_rows = kept, rows.to(device)
+        self._kept_indices = tuple(rows[n_target:].sub(n_target).tolist())
+
+    def run_references_alone(self, kwargs: Mapping[str, Any], forward: Callable[..., Any]) -> None:
+        """Run the blocks on the reference tokens, at timestep 0 and with only each other's keys.
+
+        Nothing comes out of it but what the method sees in `attend`.
+        """
+        if self.call is None or not self.method.runs_alone(self.call):
+            return
+        call, rows, record = self.call, self.rows, self.call.record
+        layout = call.layout
+        alone = replace(record, front_layers=0)
+        self.call = replace(call, record=alone, alone=True)
+        self.rows = torch.arange(layout.n_target, layout.n_image, device=call.device)
+        forward(**{**kwargs, "timestep": torch.zeros_like(kwargs["timestep"])})
+        self.call, self.rows, self._rope = call, rows, None
+        record.alone = True
+
+    def completed(self, output: Any) -> Any:
+        """The transformer's output, with a row for every target token."""
+        if self.call is None:
+            return output
+        if isinstance(output, tuple):
+            return (self.method.complete(self.call, output[0]), *output[1:])
+        output.sample = self.method.complete(self.call, output.sample)
+        return output
+
     def kept_rope(self, rope: Any) -> Any:
         """The rotary rows of the kept tokens, gathered once from the `rope` all blocks share."""
         if self._rope is None:
-            self._rope = self.adapter.gather_rope(rope, self.rows, self.call.layout.n_text)
+            with self.call.timed("gathering_seconds"):
+                self._rope = self.adapter.gather_rope(rope, self.rows, self.call.layout.n_text)
         return self._rope
 
     def ask_skip(self, kwargs: dict[str, Any]) -> None:
@@ -192,7 +321,9 @@ class Session:
 
         What it predicts instead is then in `predicted`.
         """
-        if self.predicted is not None or self.layer not in self.method.decides_before:
+        if self.predicted is not None or self.call.alone:
+            return
+        if self.layer not in self.method.decides_before:
             return
         normed = partial(self.adapter.normed_states, self.layer, kwargs)
         block = BlockInput(kwargs["hidden_states"], normed)
@@ -201,33 +332,94 @@ class Session:
         if self.predicted is not None:
             record.skipped_from = self.layer
             if self.layer <= record.front_layers:  # no layer ran on the kept tokens
-                record.kept, record.front_layers = None, 0
+                record.kept, record.computed, record.front_layers = None, None, 0
 
     def ran(self, states: Tensor) -> None:
         """A layer has run; `states` [B, N, D] of the image stream are its output."""
-        if self.method.decides_before and self.layer == self.adapter.facts.depth - 1:
+        last = self.layer == self.adapter.facts.depth - 1
+        if self.method.decides_before and last and not self.call.alone:
             self.method.remember(self.call, states[:, : self.call.layout.n_target])
 
-    def ask_merge(self, states: Tensor, block: bool = False) -> Merge | None:
+    def ask_merge(self, states: Tensor) -> Merge | None:
         """Ask the method whether and how the running layer merges `states` [B, N, D].
 
         Raises:
-            ToPiError: the method wants a whole block merged that can only be merged around its
-            attention.
+            ToPiError: the layer cannot be merged in the scope that the method wants.
         """
-        merge = self.method.merge(self.call, self.layer, states)
+        self.open_merge = merge = self.method.merge(self.call, self.layer, states)
         if merge is not None:
-            if merge.scope == "block" and not block:
+            facts = self.adapter.facts
+            if merge.scope not in facts.scopes[self.layer]:
                 raise ToPiError(
-                    f"Layer {self.layer} of {self.adapter.facts.name} can only be merged around "
-                    'its attention; use scope "attention" there (ModelFacts.scopes tells).'
+                    f"Layer {self.layer} of {facts.name} cannot be merged in the scope "
+                    f'"{merge.scope}", only in: {", ".join(facts.scopes[self.layer])} '
+                    "(ModelFacts.scopes tells)."
                 )
-            self.call.record.merged[self.layer] = (merge.scope, len(merge.rows))
+            if merge.rows is not None:
+                self.call.record.merged[self.layer] = (merge.scope, len(merge.rows))
         return merge
 
-    def observe_attention(
+    def at_attention(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
-    ) -> None:
-        """Show the method one layer's query, key and value [B, S, H, D] after norm and RoPE."""
-        if self.call is not None:
-            self.method.attend(self.call, self.layer, query, key, value, mask)
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Show the method one layer's query, key and value [B, S, H, D] after norm and RoPE.
+
+        Returns:
+            Key, value and mask to attend to: those given, with what the block left out and what the
+            method has in store; the mask is additive if the method weighs the text.
+        """
+        if (call := self.call) is None:
+            return key, value, mask
+        if self.beside is not None:
+            key, value, mask = extended(key, value, mask, self.beside)
+        weight = 1.0
+        if self.method.observes and self.method.watches(call, self.layer):
+            self.method.attend(call, self.layer, query, key, value, mask)
+            weight = self.method.text_weight(call, self.layer)
+        if call.alone:  # text is no key to a reference token
+            text = call.layout.n_text
+            return key[:, text:], value[:, text:], None if mask is None else mask[..., text:]
+        if weight != 1:
+            mask = weigh_text(query, key, mask, weight, call.layout.n_text)
+        stored = None
+        if self.method.reuses:
+            stored = self.method.stored(call, self.layer, key, value)
+        if stored is None:
+            return key, value, mask
+        call.record.stored[self.layer] = stored[0].shape[1]
+        return extended(key, value, mask, stored)
+
+    def looks_inside(self) -> bool:
+        """Must the running block be run uncompiled, for a method to see or change what is in it?"""
+        method = self.method
+        watches = method.observes and method.watches(self.call, self.layer)
+        return watches or method.merges or method.reuses or self.beside is not None
+
+    def trims(self, states: Tensor) -> bool:
+        """Does the running layer compute its targets only, its image-stream input [B, N, D] given?
+
+        Of the last layer nothing else is read.
+        """
+        self.beside = None
+        last = self.layer == self.adapter.facts.depth - 1
+        trims = self.trim_last and last and not self.call.alone
+        return trims and states.shape[1] > self.call.layout.n_target
+
+    def trimmed(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a block for its target tokens; references remain as key and value."""
+        layout, n = self.call.layout, kwargs["hidden_states"].shape[1]
+        targets, references = slice(layout.n_target), slice(layout.n_target, n)
+        self.beside = self.adapter.key_value(self.layer, kwargs, references)
+        self.call.record.trimmed = True
+        return self.adapter.with_rows(kwargs, targets, layout.n_text)
+
+
+def extended(
+    key: Tensor, value: Tensor, mask: Tensor | None, more: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Key and value [B, S, H, D], and the mask if any, with more keys and values [B, n, H, D]."""
+    key, value = (torch.cat(both, dim=1) for both in zip((key, value), more, strict=True))
+    if mask is not None:  # none of them is padding
+        seen = mask.new_full((*mask.shape[:-1], more[0].shape[1]), mask.dtype == torch.bool)
+        mask = torch.cat([mask, seen], dim=-1)
+    return key, value, mask

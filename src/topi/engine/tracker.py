@@ -26,38 +26,61 @@ class StepTracker:
     A pipeline that names its branches (`cache_context`, as Qwen does) is believed. Others (Flux
     Kontext) hand the same latents tensor to every branch of a step, so a call with the very tensor
     of the previous call is the step's next branch. Timesteps fall within a pipeline call; one that
-    does not begins another.
+    does not begins another. As reading a timestep waits for the device, none is read where the
+    objects alone place a call.
     """
 
     step: int = -1
     _first: float | None = None  # timestep of step 0
-    _timestep: float | None = None
+    _timestep: float | Tensor | None = None
     _latents: Tensor | None = None  # held, so that its identity cannot be reused
     _positions: Any = None
+    _schedule: Any = None
     _signature: Any = None
     _seen: list[str] = field(default_factory=list)  # branches of this step so far
 
     def observe(
-        self, context: str | None, timestep: float, latents: Tensor, positions: Any, signature: Any
+        self,
+        context: str | None,
+        timestep: float | Tensor,
+        latents: Tensor,
+        positions: Any,
+        signature: Any,
+        schedule: Any = None,
     ) -> tuple[bool, int, str]:
         """Place the next transformer call.
 
         Args:
             context: the branch name the pipeline set, or None.
-            timestep: of the first sample.
+            timestep: of the first sample, a number or a tensor that holds one.
             latents: the transformer's input tensor.
             positions: the object with the image positions, made anew by each pipeline call.
             signature: anything that stays equal within a pipeline call.
+            schedule: the scheduler's timesteps, made anew by each pipeline call; None: nobody has
+                told, so the timesteps themselves must.
 
         Returns:
             (this call begins a new pipeline call, step, branch).
         """
-        if context is None:
-            same_step = latents is self._latents and timestep == self._timestep
+        placed = (
+            schedule is not None
+            and schedule is self._schedule
+            and positions is self._positions
+            and signature == self._signature
+            # else the next branch, or a step that changed nothing
+            and (context is not None or latents is not self._latents)
+        )
+        if placed:
+            begins, same_step = False, context is not None and context not in self._seen
         else:
-            same_step = context not in self._seen and timestep == self._timestep
-        same_step = same_step and signature == self._signature
-        begins = not same_step and self._begins(timestep, positions, signature)
+            timestep = float(timestep)
+            self._timestep = None if self._timestep is None else float(self._timestep)
+            if context is None:
+                same_step = latents is self._latents and timestep == self._timestep
+            else:
+                same_step = context not in self._seen and timestep == self._timestep
+            same_step = same_step and signature == self._signature
+            begins = not same_step and self._begins(timestep, positions, signature)
         if begins:
             self.reset()
             self._first = timestep
@@ -68,7 +91,7 @@ class StepTracker:
             BRANCHES[len(self._seen)] if len(self._seen) < 2 else f"branch{len(self._seen)}"
         )
         self._seen.append(branch)
-        self._timestep, self._latents = timestep, latents
+        self._timestep, self._latents, self._schedule = timestep, latents, schedule
         self._positions, self._signature = positions, signature
         return begins, self.step, branch
 

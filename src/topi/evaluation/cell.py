@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
@@ -41,23 +42,26 @@ def run_quality(
     cell: Cell,
     label: str,
     report: Callable[[Mapping[str, Any]], None] = lambda row: None,
+    indices: Sequence[int] | None = None,
 ) -> None:
     """Edit every sample that the cell has no row of, compare with full context, record.
 
     Args:
         label: what the progress bar says.
         report: called with each new row once it is recorded.
+        indices: of the samples that are wanted; None: all.
     """
     counter = FlopCounter(bench.editor.transformer)
     done = {row["sample"] for row in cell.rows}
-    with progress(f"{label}: quality", len(bench.data), len(done)) as advance:
-        for index in range(len(bench.data)):
+    wanted = range(len(bench.data)) if indices is None else indices
+    with progress(f"{label}: quality", len(wanted), len(done)) as advance:
+        for index in wanted:
             sample = bench.data[index]
             if sample.id in done:
                 continue
             full = full_output(bench, sample)
             start = time.perf_counter()
-            with method(bench.editor.pipe):
+            with method(bench.editor.pipe, draw_seed(bench.seed, sample.id)):
                 image = bench.editor.edit(sample, bench.seed)
             seconds = time.perf_counter() - start
             row = {
@@ -78,22 +82,34 @@ def run_quality(
 
 
 def run_latency(
-    bench: Bench, method: Method, cell: Cell, label: str, samples: int, repeats: int
+    bench: Bench,
+    method: Method,
+    cell: Cell,
+    label: str,
+    samples: int,
+    repeats: int,
+    indices: Collection[int] | None = None,
 ) -> None:
-    """Time full and method in turns, apart from quality; only pairs the cell does not have yet."""
+    """Time full and method in turns, apart from quality; only pairs the cell does not have yet.
+
+    Args:
+        samples: how many, the first ones.
+        repeats: pairs of each.
+        indices: of these samples, those that are wanted; None: all.
+    """
     editor = bench.editor
-    samples = min(samples, len(bench.data))
+    wanted = [i for i in range(min(samples, len(bench.data))) if indices is None or i in indices]
     timed = cell.timed()
     warmup = 1
-    with progress(f"{label}: latency", samples * repeats, timed.total()) as advance:
-        for index in range(samples):
+    with progress(f"{label}: latency", len(wanted) * repeats, timed.total()) as advance:
+        for index in wanted:
             sample = bench.data[index]
             had = timed[sample.id]
             if had >= repeats:
                 continue
             for pair in interleaved(
                 lambda sample: editor.edit(sample, bench.seed),
-                lambda: method(editor.pipe),
+                lambda: method(editor.pipe, draw_seed(bench.seed, sample.id)),  # noqa: B023
                 [sample],
                 repeats - had,
                 warmup,
@@ -111,6 +127,11 @@ def run_latency(
                 )
                 advance(f"{sample.id}: {pair.seconds_full:.2f} s, {pair.seconds_method:.2f} s")
             warmup = 0
+
+
+def draw_seed(seed: int, sample: str) -> int:
+    """Of what a method draws for a sample: samples differ, whatever the order they come in."""
+    return zlib.crc32(f"{seed} {sample}".encode())
 
 
 def latency_missing(cell: Cell, samples: Iterable[str], repeats: int) -> bool:

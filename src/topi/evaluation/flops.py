@@ -12,7 +12,7 @@ utilisation).
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,15 +55,16 @@ class FlopCounter:
         """FLOPs of a whole run from its trace (`method.trace`)."""
         full = method = 0
         for record in trace:
-            full += self.call(replace(record, kept=None, merged={}, skipped_from=None))
+            layout = record.full_layout or record.layout
+            full += record.stands_for * self.call(CallRecord(0, "", layout, record.batch))
             method += self.call(record)
         return FlopCount(full, method)
 
     def call(self, record: CallRecord) -> int:
         """FLOPs of one transformer call with the token counts of `record`."""
-        kept = None if record.kept is None else (len(record.kept), record.front_layers)
-        merged = tuple(sorted(record.merged.items()))
-        shapes = (record.layout, record.batch, kept, merged, record.skipped_from)
+        rows = (record.n_image, record.front_layers, record.alone, record.trimmed)
+        layers = (tuple(sorted(each.items())) for each in (record.merged, record.stored))
+        shapes = (record.layout, record.batch, rows, *layers, record.skipped_from)
         if shapes not in self._counted:
             self._counted[shapes] = self._count(record)
         return self._counted[shapes]
@@ -80,7 +81,7 @@ class Replay(Session):
     """A session that repeats the shapes of one recorded call; it reads no tensor."""
 
     def __init__(self, adapter: Adapter, record: CallRecord) -> None:
-        super().__init__(adapter, ShapesOf(record))
+        super().__init__(adapter, ShapesOf(record), trim_last=record.trimmed)
         self._record = record
 
     @contextmanager
@@ -90,8 +91,7 @@ class Replay(Session):
         layout = record.layout
         self.call = Call(record.step, record.branch, layout, record.batch, device, record)
         if record.kept is not None:
-            n = layout.n_target + len(record.kept)
-            self.rows = torch.empty(n, dtype=torch.long, device=device)
+            self.rows = torch.empty(record.n_image, dtype=torch.long, device=device)
         yield
         self._clear_call()
 
@@ -104,7 +104,9 @@ class ShapesOf:
     def __init__(self, record: CallRecord) -> None:
         self.merges = bool(record.merged)
         self.decides_before = (record.skipped_from,) if record.skipped else ()
-        self._merged = dict(record.merged)
+        self.reuses = bool(record.stored) or record.alone
+        self._merged, self._stored = dict(record.merged), dict(record.stored)
+        self._alone = record.alone
 
     def skip(self, call: Call, layer: int, block: BlockInput) -> Tensor:
         return block.states[:, : call.layout.n_target]
@@ -116,6 +118,20 @@ class ShapesOf:
         if layer not in self._merged:
             return None
         return ShapeMerge(*self._merged[layer], states)
+
+    def runs_alone(self, call: Call) -> bool:
+        return self._alone
+
+    def stored(
+        self, call: Call, layer: int, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        if layer not in self._stored:
+            return None
+        n = self._stored[layer]
+        return tuple(each.new_empty(len(each), n, *each.shape[2:]) for each in (key, value))
+
+    def complete(self, call: Call, output: Tensor) -> Tensor:
+        return output
 
     def reset(self) -> None: ...
 

@@ -32,7 +32,7 @@ HALF = {
     "feature similarity": ("topi", {"ratio": 0.5, "score": "similarity"}),
     "lowest influence": ("topi", {"ratio": 0.5, "order": "lowest"}),
     "random, redrawn at anchors": ("random", {"ratio": 0.5}),
-    "random, fixed": ("random", {"ratio": 0.5, "fixed": True}),
+    "random, fixed": ("random", {"ratio": 0.5, "redraw": "never"}),
     "checkerboard, fixed": ("checker", {}),
     "checkerboard, flipped at anchors": ("checker", {"flip": "anchor"}),
 }
@@ -94,7 +94,7 @@ def pruning(
         full = np.asarray(editor.edit(sample, seed))
         for label, (name, options) in methods.items():
             method = make_method(name, front_layers=front_layers, **options)
-            with method(editor.pipe):
+            with method(editor.pipe, seed=seed):
                 image = np.asarray(editor.edit(sample, seed))
             pruned = [r.keep_ratio for r in method.trace if r.kept is not None]
             rows[label].append(

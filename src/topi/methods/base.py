@@ -1,7 +1,7 @@
 """The base of all methods."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
@@ -61,10 +61,17 @@ class Method:
     front_layers: ClassVar[int] = 0
     trace: list[CallRecord] = field(default_factory=list, init=False, repr=False, compare=False)
     _attached: bool = field(default=False, init=False, repr=False, compare=False)
+    _seed: int = field(default=0, init=False, repr=False, compare=False)
 
     @contextmanager
-    def __call__(self, model: Any) -> Iterator[Self]:
+    def __call__(self, model: Any, seed: int = 0, trim_last: bool = False) -> Iterator[Self]:
         """Attach to a pipeline or its transformer for the length of a `with` block.
+
+        Args:
+            seed: at least 0; what the method draws at random depends on it.
+            trim_last: a gain that is free with any method that does not merge: in the last block
+                compute only what is read, that is the target tokens and the references' keys and
+                values. The output is the same up to rounding.
 
         Raises:
             ToPiError: the model is not supported or does not fit the parameters, this object is in
@@ -76,11 +83,12 @@ class Method:
                     f"This {type(part).__name__} object is in use; "
                     "leave its `with` block first or make another one."
                 )
+        check_whole("seed", seed, least=0)
         adapter = adapter_for(model)
         self.prepare(adapter.facts)
-        with Session(adapter, self, model).attached():
+        with self.around(model), Session(adapter, self, model, trim_last).attached():
             for part in self.parts:
-                part._attached = True
+                part._attached, part._seed = True, seed
             try:
                 yield self
             finally:
@@ -117,8 +125,9 @@ class Method:
 
     @property
     def observes(self) -> bool:
-        """Does it want to see attention?"""
-        return type(self).attend is not Method.attend
+        """Does it want to see attention, or to weigh it?"""
+        cls = type(self)
+        return cls.attend is not Method.attend or cls.text_weight is not Method.text_weight
 
     @property
     def merges(self) -> bool:
@@ -126,9 +135,23 @@ class Method:
         return type(self).merge is not Method.merge
 
     @property
+    def reuses(self) -> bool:
+        """Does it keep keys and values for later steps?"""
+        return type(self).stored is not Method.stored
+
+    @property
+    def freezes(self) -> bool:
+        """Can it leave target tokens out?"""
+        return type(self).active is not Method.active
+
+    @property
     def decides_before(self) -> Collection[int]:
         """The layers before which it decides whether they and all later ones need to run."""
         return ()
+
+    def around(self, model: Any) -> AbstractContextManager[Any]:
+        """What holds the pipeline, beside the hooks on its transformer, while attached."""
+        return nullcontext()
 
     def prepare(self, model: ModelFacts) -> None:
         """At attach: check the parameters against the model, plan by depth."""
@@ -140,7 +163,31 @@ class Method:
         """Before each transformer call that has references."""
 
     def reduce(self, call: Call) -> Tensor | None:
-        """Reference tokens to keep after the front layers: ascending indices [K], None for all."""
+        """Reference tokens to keep after the front layers: ascending indices [K], None for all.
+
+        A method that `reuses` has those in store: where it returns indices, no reference token but
+        the `live_tokens` is computed.
+        """
+
+    def active(self, call: Call) -> Tensor | None:
+        """Target tokens to compute where references are in store: ascending indices, None for all.
+
+        `complete` has to make up for the others.
+        """
+
+    def live_tokens(self, call: Call) -> Tensor | None:
+        """Reference tokens to compute although others come from a store: ascending, None for none.
+
+        They stand at the end of a layer's sequence; `stored` must leave them out.
+        """
+
+    def runs_alone(self, call: Call) -> bool:
+        """Are the reference tokens first run on their own?
+
+        They then run at timestep 0 and attend to each other only, and `attend` sees them in a call
+        that says `alone`.
+        """
+        return False
 
     def skip(self, call: Call, layer: int, block: BlockInput) -> Tensor | None:
         """The target states [B, G, D] after the last block, if `layer` and on need not run."""
@@ -162,6 +209,23 @@ class Method:
         self, call: Call, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> None:
         """Look at query, key, value [B, S, H, D] after norm and RoPE, and at the mask, if any."""
+
+    def text_weight(self, call: Call, layer: int) -> float:
+        """How many times its own weight each text key has in `layer`'s attention; asked last."""
+        return 1.0
+
+    def stored(
+        self, call: Call, layer: int, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """Keys and values [B, n, H, D] that `layer` attends to beside its own [B, S, H, D]."""
+
+    def complete(self, call: Call, output: Tensor) -> Tensor:
+        """The transformer's output [B, n, C] with a row for every target token."""
+        return output
+
+    def watches(self, call: Call, layer: int) -> bool:
+        """Is `attend` to be called for this layer? What is not watched can run compiled."""
+        return True
 
     def end(self, call: Call) -> None:
         """After each transformer call that did not fail."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from topi.methods.base import Call, check_one_of
-from topi.methods.pruner import ReferencePruner
+from topi.methods.pruner import ReferencePruner, round_up
 
 FLIPS = ("never", "anchor", "step")
 
@@ -41,4 +41,5 @@ class Checkerboard(ReferencePruner):
                 self.flip
             ]
             boards = [checkerboard(grid, turns % 2) for grid in call.layout.reference_grids]
-            return torch.cat(boards).nonzero().flatten()
+            board = torch.cat(boards)
+            return round_up(board, torch.zeros(board.shape), self.round_to).nonzero().flatten()

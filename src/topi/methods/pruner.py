@@ -6,12 +6,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from topi.errors import ToPiError
-from topi.methods.base import Call, Method, check_one_of, check_whole
-from topi.models import ModelFacts
+from topi.methods.base import Call, check_one_of, check_whole
+from topi.methods.schedule import AnchorSchedule
 
-FRONT_SHARE = 10 / 57  # ten front layers of FLUX's 57
 DROPPED = ("prune", "merge")
+
+
+def first_ranked(order: Tensor, count: Tensor | int) -> Tensor:
+    """The first `count` [..., 1] of the indices in `order` [..., n]: boolean [..., n]."""
+    ranks = torch.arange(order.shape[-1], device=order.device)
+    kept = (ranks < count).expand_as(order)
+    return torch.zeros_like(kept).scatter(-1, order, kept)
+
+
+def round_up(mask: Tensor, preference: Tensor, multiple: int) -> Tensor:
+    """Add the most preferred tokens until a multiple of `multiple`, or all, are kept.
+
+    Args:
+        mask: boolean [|C|], the tokens that stay in any case.
+        preference: [|C|], higher is better.
+    """
+    if multiple == 1:
+        return mask
+    wanted = -(-mask.sum() // multiple) * multiple
+    order = preference.masked_fill(mask, torch.inf).sort(descending=True, stable=True).indices
+    return first_ranked(order, wanted)
 
 
 def merge_into_nearest(states: Tensor, kept: Tensor) -> Tensor:
@@ -39,23 +58,19 @@ def merge_into_nearest(states: Tensor, kept: Tensor) -> Tensor:
 
 
 @dataclass
-class ReferencePruner(Method):
+class ReferencePruner(AnchorSchedule):
     """Algorithm 1 without the choice of tokens: when all are kept, when not, from which layer on.
 
+    Tokens are dropped once, before layer `front_layers`.
+
     Args:
-        update_every: steps from one anchor to the next (Delta T); 0: the first anchor is the only
-            one, and its mask stays to the end (the static mask of Fig. 11).
-        first_anchor: the first anchor step, 0-based; before it all tokens are kept. 2 is what the
-            paper's Fig. 7 shows (t = 38, 28, 18, 8 of 40).
-        front_layers: the first K layers are exempt (section 4.3); tokens are dropped once, before
-            layer K.
         dropped: "prune" drops the other tokens, "merge" averages them into the kept ones (Table 4).
+        round_to: keep a multiple of so many tokens, rounded up, for compiled kernels that like
+            lengths to repeat; what is added is what would have been kept next.
     """
 
-    update_every: int = 10
-    first_anchor: int = 2
-    front_layers: int = 10
     dropped: str = "prune"
+    round_to: int = 1
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -63,41 +78,13 @@ class ReferencePruner(Method):
         Raises:
             ToPiError: a value is out of range.
         """
-        for name in ("update_every", "first_anchor", "front_layers"):
-            check_whole(name, getattr(self, name), least=0)
+        super().__post_init__()
+        check_whole("round_to", self.round_to, least=1)
         check_one_of("dropped", self.dropped, DROPPED)
-
-    def prepare(self, model: ModelFacts) -> None:
-        """Check `front_layers` against the model's depth."""
-        if self.front_layers >= model.depth:
-            proportional = max(1, round(model.depth * FRONT_SHARE))
-            raise ToPiError(
-                f"front_layers={self.front_layers} leaves none of the {model.depth} layers of this "
-                f"{model.name} to prune; front_layers={proportional} is the paper's proportion."
-            )
-
-    def anchor_number(self, step: int) -> int:
-        """How many anchors came before the interval of `step`; negative before the first anchor."""
-        if self.update_every == 0:
-            return 0 if step >= self.first_anchor else -1
-        return (step - self.first_anchor) // self.update_every
-
-    def is_anchor(self, step: int) -> bool:
-        """Is t in T_anchor? The step runs in full and renews the mask."""
-        since = step - self.first_anchor
-        if self.update_every == 0:
-            return since == 0
-        return since >= 0 and since % self.update_every == 0
-
-    def begin(self, call: Call) -> None:
-        """Say in the record whether this is an anchor."""
-        call.record.anchor = self.is_anchor(call.step)
 
     def reduce(self, call: Call) -> Tensor | None:
         """Eq. 11: all tokens up to the first anchor and on anchors, else the anchor's choice."""
-        if call.step < self.first_anchor or call.record.anchor:
-            return None
-        return self.kept(call)
+        return None if self.runs_in_full(call) else self.kept(call)
 
     def gather(self, call: Call, states: Tensor, rows: Tensor) -> Tensor:
         """Eq. 11, with what is dropped merged into the rest where that is asked for."""

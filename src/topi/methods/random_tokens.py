@@ -3,41 +3,51 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from topi.methods.base import Call, check_share
+from topi.methods.base import Call, check_one_of, check_share, check_whole
 from topi.methods.pruner import ReferencePruner
+
+REDRAWS = ("never", "anchor", "step")
 
 
 @dataclass
 class RandomTokens(ReferencePruner):
     """Keep a uniformly random share of the reference tokens, on the anchor schedule of ToPi.
 
-    Every pipeline call draws the same masks; the generator is private.
+    Both CFG branches keep the same. All pipeline calls within one `with` draw the same masks; a
+    bench gives every sample a seed there, so that luck evens out. The generator is private.
 
     Args:
         ratio: share of reference tokens to keep.
-        fixed: draw once instead of anew at each anchor. Redrawing lets most tokens be seen at some
-            time, a head start over any method that keeps the same tokens throughout.
-        seed: of the draws.
+        redraw: when to draw anew: "never", at each "anchor", or at every "step". Redrawing lets
+            most tokens be seen at some time, a head start over what keeps the same throughout.
+        seed: of the draws, beside the one given to the `with`.
     """
 
     variants: ClassVar = {"random": {}}
 
     ratio: float = 0.5
-    fixed: bool = False
+    redraw: str = "anchor"
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("ratio", self.ratio)
+        check_one_of("redraw", self.redraw, REDRAWS)
+        check_whole("seed", self.seed, least=0)
 
     def kept(self, call: Call) -> Tensor:
-        """This anchor's draw."""
+        """The draw whose turn it is."""
         with call.timed("selection_seconds"):
-            draw = 0 if self.fixed else self.anchor_number(call.step)
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
+            draw = {"never": 0, "anchor": self.anchor_number(call.step), "step": call.step}[
+                self.redraw
+            ]
+            entropy = np.random.SeedSequence((self.seed, self._seed, draw))
+            generator = torch.Generator().manual_seed(int(entropy.generate_state(1)[0]))
             count = max(1, round(self.ratio * call.layout.n_reference))
+            count = -(-count // self.round_to) * self.round_to
             order = torch.randperm(call.layout.n_reference, generator=generator)
             return order[:count].sort().values

@@ -1,5 +1,6 @@
 """Two methods at once: fewer tokens in the steps that run, and fewer steps that run."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ def stack(one: Method, other: Method) -> Method:
     """Both methods at once, in any order; `Full` adds nothing to the other.
 
     Raises:
-        ToPiError: not exactly one of them is a temporal cache.
+        ToPiError: not exactly one of them is a temporal cache, or the other one freezes tokens.
     """
     if isinstance(one, Full) or isinstance(other, Full):
         return other if isinstance(one, Full) else one
@@ -29,6 +30,16 @@ def stack(one: Method, other: Method) -> Method:
         raise ToPiError(
             f"{type(one).__name__} and {type(other).__name__} cannot be stacked; a method that "
             "changes the tokens of a step stacks with one temporal cache, such as TeaCache."
+        )
+    if method.decides_before:
+        raise ToPiError(
+            f"{type(method).__name__} brings a cache of its own, which does not go with "
+            f"{type(cache).__name__}; turn it off first (cache_every=1 of DaTo)."
+        )
+    if method.freezes:
+        raise ToPiError(
+            f"{type(method).__name__} computes a part of the target tokens only, so that no "
+            f"temporal cache can remember what a step did; leave {type(cache).__name__} out."
         )
     return Stack(method, cache)
 
@@ -45,7 +56,7 @@ class Stack(Method):
     method: Method
     cache: TemporalCache
     _computed: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _call: Call | None = field(default=None, init=False, repr=False, compare=False)
+    _step: int = field(default=0, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -78,9 +89,18 @@ class Stack(Method):
         return self.method.merges
 
     @property
+    def reuses(self) -> bool:
+        """Does the method?"""
+        return self.method.reuses
+
+    @property
     def decides_before(self) -> tuple[int, ...]:
         """Where the cache decides."""
         return tuple(self.cache.decides_before)
+
+    def around(self, model: Any) -> AbstractContextManager[Any]:
+        """By the method."""
+        return self.method.around(model)
 
     def prepare(self, model: ModelFacts) -> None:
         """Both check the model."""
@@ -91,15 +111,18 @@ class Stack(Method):
         """Both forget, and steps count from 0 again."""
         self.method.reset()
         self.cache.reset()
-        self._computed, self._call = {}, None
+        self._computed, self._step = {}, 0
 
     def begin(self, call: Call) -> None:
         """Settle which step this is to the method, which then says whether it is an anchor."""
-        self._call = call
-        if self.cache.schedule == "computed":
-            self._call = replace(call, step=self._computed.get(call.branch, 0))
-        self.method.begin(self._call)
+        computed = self.cache.schedule == "computed"
+        self._step = self._computed.get(call.branch, 0) if computed else call.step
+        self.method.begin(self._own(call))
         self.cache.begin(call)
+
+    def _own(self, call: Call) -> Call:
+        """The call as the method counts steps."""
+        return replace(call, step=self._step)
 
     def skip(self, call: Call, layer: int, block: BlockInput) -> Tensor | None:
         """By the cache."""
@@ -111,25 +134,55 @@ class Stack(Method):
 
     def reduce(self, call: Call) -> Tensor | None:
         """By the method."""
-        return self.method.reduce(self._call)
+        return self.method.reduce(self._own(call))
+
+    def active(self, call: Call) -> Tensor | None:
+        """By the method."""
+        return self.method.active(self._own(call))
+
+    def live_tokens(self, call: Call) -> Tensor | None:
+        """By the method."""
+        return self.method.live_tokens(self._own(call))
+
+    def runs_alone(self, call: Call) -> bool:
+        """By the method."""
+        return self.method.runs_alone(self._own(call))
 
     def gather(self, call: Call, states: Tensor, rows: Tensor) -> Tensor:
         """By the method."""
-        return self.method.gather(self._call, states, rows)
+        return self.method.gather(self._own(call), states, rows)
 
     def merge(self, call: Call, layer: int, states: Tensor) -> Merge | None:
         """By the method."""
-        return self.method.merge(self._call, layer, states)
+        return self.method.merge(self._own(call), layer, states)
 
     def attend(
         self, call: Call, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> None:
         """By the method."""
-        self.method.attend(self._call, layer, query, key, value, mask)
+        self.method.attend(self._own(call), layer, query, key, value, mask)
+
+    def stored(
+        self, call: Call, layer: int, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """By the method."""
+        return self.method.stored(self._own(call), layer, key, value)
+
+    def complete(self, call: Call, output: Tensor) -> Tensor:
+        """By the method."""
+        return self.method.complete(self._own(call), output)
+
+    def text_weight(self, call: Call, layer: int) -> float:
+        """By the method."""
+        return self.method.text_weight(self._own(call), layer)
+
+    def watches(self, call: Call, layer: int) -> bool:
+        """Does the method?"""
+        return self.method.watches(self._own(call), layer)
 
     def end(self, call: Call) -> None:
         """A skipped call is none to the method."""
         if not call.record.skipped:
             self._computed[call.branch] = self._computed.get(call.branch, 0) + 1
-            self.method.end(self._call)
+            self.method.end(self._own(call))
         self.cache.end(call)

@@ -276,11 +276,7 @@ class ToMA(Method):
         """The merge of the layer's group, computed from the normed states of its first layer."""
         if self._plan[layer] is None or call.step % self.merge_every:
             return None
-        layout = call.layout
-        start = layout.n_target if self.reference_only else 0
-        grids = layout.reference_grids
-        if not self.reference_only:
-            grids = (layout.target_grid, *grids)
+        start, grids = call.layout.region(self.reference_only)
         cut = tiling(grids, self.tile, self.ratio, states.device)
         if len(cut.slot) == len(cut.home):  # every token would be a destination
             return None

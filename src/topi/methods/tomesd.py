@@ -181,11 +181,7 @@ class ToMeSD(Method):
         """Match the layer's normed states; None where there is nothing to merge."""
         if layer < self.skip_layers:
             return None
-        layout = call.layout
-        start = layout.n_target if self.reference_only else 0
-        grids = layout.reference_grids
-        if not self.reference_only:
-            grids = (layout.target_grid, *grids)
+        start, grids = call.layout.region(self.reference_only)
         drawn = self._draw(grids, call.step, layer)
         if (r := self._sources_to_merge(grids, drawn)) == 0:
             return None

@@ -4,7 +4,7 @@ Equations and Algorithm 1 are those of "Token Pruning for In-Context Generation 
 Transformers".
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from topi.engine.attention import output_change, reference_attention
 from topi.errors import ToPiError
 from topi.methods.base import Call, check_layers, check_one_of, check_share
-from topi.methods.pruner import ReferencePruner
+from topi.methods.pruner import ReferencePruner, first_ranked, round_up
 from topi.models import Layout, ModelFacts
 
 Score = Callable[[Tensor, Tensor, Tensor, Layout, Tensor | None], Tensor]
@@ -82,35 +82,53 @@ CFG_MASKS = ("shared", "cond", "separate")
 ORDERS = ("highest", "lowest")
 
 
-def select(scores: Tensor, tau: float, order: Literal["highest", "lowest"] = "highest") -> Tensor:
+def smallest_set(
+    scores: Tensor,
+    tau: float,
+    order: Literal["highest", "lowest"] = "highest",
+    mass: Tensor | None = None,
+) -> Tensor:
     """Eq. 10, Algorithm 1 lines 14-16: the fewest tokens that hold `tau` of the total score.
 
     K is the smallest count with sum_{m <= K} I_pi(m) >= tau I_total. Ties go to the lower index, at
     least one token stays, and all stay if tau >= 1 or the scores tell nothing (their total is zero
-    or not finite).
+    or not finite). Nothing leaves the device: the count is a tensor.
 
     Args:
-        scores: [|C|], not negative.
+        scores: [..., |C|], not negative.
         tau: in [0, 1].
         order: accumulate from the highest score, or, to see what that is worth, from the lowest.
+        mass: [..., |C|] what tau is a share of, if that is not the scores.
 
     Returns:
-        Ascending indices [K].
+        Boolean [..., |C|].
     """
     scores = scores.double()
-    total = scores.sum()
-    if tau >= 1 or not (total.isfinite() and total > 0):
-        return torch.arange(len(scores), device=scores.device)
-    ranked = scores.sort(descending=order == "highest", stable=True)
-    mass = ranked.values.cumsum(0)
-    count = 1 + int((mass < tau * mass[-1]).sum())
-    return ranked.indices[:count].sort().values
+    mass = scores if mass is None else mass.double()
+    ranked = scores.sort(dim=-1, descending=order == "highest", stable=True).indices
+    held = mass.gather(-1, ranked).cumsum(-1)
+    total = held[..., -1:]
+    count = 1 + (held < tau * total).sum(-1, keepdim=True)
+    tells = (total > 0) & (total < torch.inf)
+    return first_ranked(ranked, count) | ~tells | (tau >= 1)
+
+
+def static_set(
+    scores: Tensor, ratio: float, order: Literal["highest", "lowest"] = "highest"
+) -> Tensor:
+    """Static Top-K (section 5.3): the round(ratio |C|) best tokens, at least one: as above."""
+    ranked = scores.double().sort(dim=-1, descending=order == "highest", stable=True).indices
+    return first_ranked(ranked, max(1, round(ratio * scores.shape[-1])))
+
+
+def select(scores: Tensor, tau: float, order: Literal["highest", "lowest"] = "highest") -> Tensor:
+    """`smallest_set` of scores [|C|] as ascending indices [K]."""
+    return smallest_set(scores, tau, order).nonzero().flatten()
 
 
 def top_k(scores: Tensor, ratio: float, order: Literal["highest", "lowest"] = "highest") -> Tensor:
-    """Static Top-K (section 5.3): the round(ratio |C|) best tokens, at least one; ascending."""
-    ranked = scores.double().sort(descending=order == "highest", stable=True).indices
-    return ranked[: max(1, round(ratio * len(scores)))].sort().values
+    """`static_set` of scores [|C|] as ascending indices [K]."""
+    return static_set(scores, ratio, order).nonzero().flatten()
 
 
 # Compared by identity: `ToPi(ratio=0.5)` did not ask for a tau, `ToPi(tau=0.85, ratio=0.5)` did.
@@ -199,43 +217,74 @@ class ToPi(ReferencePruner):
         """The mask of the latest anchor; a branch that has seen none keeps all."""
         return self._kept.get(self._mask_of(call.branch))
 
+    def watches(self, call: Call, layer: int) -> bool:
+        """Representative layers at anchors."""
+        return layer in self._layers and self._scores_now(call)
+
     def attend(
         self, call: Call, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> None:
         """Eq. 9, Algorithm 1 lines 11-13: add up one representative layer's scores."""
-        if not self._scores_now(call) or layer not in self._layers:
-            return
         with call.timed("scoring_seconds"), torch.no_grad():
             scores = SCORES[self.score](query, key, value, call.layout, mask)
             if self.normalise_layers:
                 scores = scores / scores.sum(-1, keepdim=True)
-            self._scores[call.branch] = self._scores.get(call.branch, 0) + scores
+            self.add_scores(call, layer, scores)
+
+    def add_scores(self, call: Call, layer: int, scores: Tensor) -> None:
+        """Add up one layer's scores [B, |C|]."""
+        self._scores[call.branch] = self._scores.get(call.branch, 0) + scores
 
     def end(self, call: Call) -> None:
         """Algorithm 1 lines 14-16: from an anchor's scores to the mask of the steps after it."""
         if not self._scores_now(call):
             return
         with call.timed("selection_seconds"):
-            branches = self._scores if self.cfg_mask == "shared" else [call.branch]
-            scores = [self._scores[branch].cpu().double() for branch in branches]
-            total = sum(branch / branch.sum(-1, keepdim=True) for branch in scores)
-            # one mask for a batch: what any of its samples needs
-            kept = torch.cat([self.choose(sample, call.layout) for sample in total]).unique()
-            self._kept[self._mask_of(call.branch)] = kept
+            self._kept[self._mask_of(call.branch)] = self.chosen(call, self._scores)
 
-    def choose(self, scores: Tensor, layout: Layout) -> Tensor:
-        """The tokens of one sample to keep, from their scores [|C|]: ascending indices."""
+    def chosen(self, call: Call, scores: Mapping[str, Tensor]) -> Tensor:
+        """The tokens to keep after an anchor: ascending indices.
+
+        Args:
+            scores: [B, |C|] of each branch.
+        """
+        combined = self.combined(call, scores)
+        return self.of_batch(self.choose(combined, call.layout), combined)
+
+    def combined(self, call: Call, scores: Mapping[str, Tensor]) -> Tensor:
+        """The scores [B, |C|] that go into the call's mask: those of all branches, normalised."""
+        branches = scores if self.cfg_mask == "shared" else [call.branch]
+        parts = [scores[branch].double() for branch in branches]
+        return sum(part / part.sum(-1, keepdim=True) for part in parts)
+
+    def of_batch(self, masks: Tensor, scores: Tensor) -> Tensor:
+        """One mask for a batch, what any of its samples needs: ascending indices, on the CPU.
+
+        Args:
+            masks: boolean [B, |C|].
+            scores: [B, |C|], for what is added to fill up to a multiple of `round_to`.
+        """
+        mask = round_up(masks.any(0), self._preference(scores.sum(0)), self.round_to)
+        # the only value that leaves the device, as the rows of the next steps hang on it
+        return mask.cpu().nonzero().flatten()
+
+    def choose(self, scores: Tensor, layout: Layout, mass: Tensor | None = None) -> Tensor:
+        """The tokens to keep of each sample, from its scores [B, |C|]: boolean [B, |C|].
+
+        Args:
+            mass: see `smallest_set`.
+        """
         if self.ratio is not None:
-            kept = top_k(scores, self.ratio, self.order)
+            kept = static_set(scores, self.ratio, self.order)
         else:
-            kept = select(scores, self.tau, self.order)
+            kept = smallest_set(scores, self.tau, self.order, mass)
         if self.reference_floor:
-            floors = [
-                image.start + top_k(scores[image], self.reference_floor, self.order)
-                for image in layout.reference_slices
-            ]
-            kept = torch.cat([kept, *floors]).unique()
+            for image in layout.reference_slices:
+                kept[:, image] |= static_set(scores[:, image], self.reference_floor, self.order)
         return kept
+
+    def _preference(self, scores: Tensor) -> Tensor:
+        return scores if self.order == "highest" else -scores
 
     def _scores_now(self, call: Call) -> bool:
         """Is this an anchor call whose scores count?"""

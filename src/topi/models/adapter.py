@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from topi.errors import ToPiError
 
 Grid = tuple[int, int]
-Scope = str  # "attention" | "block"
+Scope = str  # "attention" | "mlp" | "both" | "block"
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,12 @@ class Layout:
         """Reference rows of the joint sequence."""
         return slice(self.targets.stop, self.targets.stop + self.n_reference)
 
+    def region(self, reference_only: bool) -> tuple[int, tuple[Grid, ...]]:
+        """The first row in the image stream and the grids: of all images, or of the references."""
+        if reference_only:
+            return self.n_target, self.reference_grids
+        return 0, (self.target_grid, *self.reference_grids)
+
     @cached_property
     def reference_slices(self) -> tuple[slice, ...]:
         """Each reference image's rows, counted within the reference tokens."""
@@ -69,19 +75,25 @@ class Layout:
 class MergePoints:
     """The submodules around which one block can be run on merged image tokens.
 
-    `attention` receives the normed states. Where `norm` and `projection` are given, the whole block
-    can run merged: `norm` yields `(states, gate)` with the text rows first, `projection` closes
-    the residual branch.
+    `attention` and `mlp` receive normed states of the image stream. Where `norm` and `projection`
+    are given, they run in parallel on states with the text rows first, and the whole block can run
+    merged: `norm` yields `(states, gate)`, `projection` closes the residual branch.
     """
 
     attention: nn.Module
+    mlp: nn.Module
     norm: nn.Module | None = None
     projection: nn.Module | None = None
 
     @property
+    def joint(self) -> bool:
+        """Do attention and MLP get the text rows too?"""
+        return self.norm is not None
+
+    @property
     def scopes(self) -> tuple[Scope, ...]:
         """Where this block can be merged."""
-        return ("attention",) if self.norm is None else ("attention", "block")
+        return ("attention", "mlp", "block" if self.joint else "both")
 
 
 @dataclass(frozen=True)
@@ -150,7 +162,42 @@ class Adapter(ABC):
         Normed and modulated, from the keyword arguments of the block, for all image tokens.
         """
 
-    def gather_extras(self, kwargs: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    @abstractmethod
+    def rotated(self, key: Tensor, rope: Any, rows: slice, n_text: int) -> Tensor:
+        """Rotate key [B, n, H, D] of the image-stream `rows` as the attention does."""
+
+    def key_value(
+        self, layer: int, kwargs: Mapping[str, Any], rows: slice
+    ) -> tuple[Tensor, Tensor]:
+        """Key and value [B, n, H, D], after norm and RoPE, that block `layer` has of image `rows`.
+
+        Args:
+            kwargs: the keyword arguments of the block.
+        """
+        attention, text = self.blocks[layer].attn, kwargs["encoder_hidden_states"]
+        own = self.gather_extras({**kwargs, "encoder_hidden_states": text[:, :0]}, rows)
+        normed = self.normed_states(
+            layer, own | {"hidden_states": kwargs["hidden_states"][:, rows]}
+        )
+        key, value = (
+            project(normed).unflatten(-1, (attention.heads, -1))
+            for project in (attention.to_k, attention.to_v)  # which fusing leaves in place
+        )
+        rope = kwargs["image_rotary_emb"]
+        return self.rotated(attention.norm_k(key), rope, rows, text.shape[1]), value
+
+    def with_rows(self, kwargs: dict[str, Any], rows: slice, n_text: int) -> dict[str, Any]:
+        """The keyword arguments of a block for some `rows` of its image stream, and all text."""
+        kwargs = self.gather_extras(dict(kwargs), rows)
+        kwargs["hidden_states"] = kwargs["hidden_states"][:, rows]
+        kwargs["image_rotary_emb"] = self.sliced_rope(kwargs["image_rotary_emb"], rows, n_text)
+        return kwargs
+
+    @abstractmethod
+    def sliced_rope(self, rope: Any, rows: slice, n_text: int) -> Any:
+        """`gather_rope` for a run of rows from the first on."""
+
+    def gather_extras(self, kwargs: dict[str, Any], rows: Tensor | slice) -> dict[str, Any]:
         """Gather whatever else a block receives per image token; by default there is nothing."""
         return kwargs
 
@@ -188,9 +235,15 @@ def adapter_for(model: Any) -> Adapter:
     """The adapter of a pipeline or of its transformer.
 
     Raises:
-        ToPiError: no adapter is registered for the transformer's class.
+        ToPiError: no adapter is registered for the transformer's class, or it is wrapped by
+            torch.compile.
     """
     transformer = getattr(model, "transformer", model)
+    if is_compiled_whole(transformer):
+        raise ToPiError(
+            "The transformer is compiled as a whole, so that no method could act on a call; load "
+            "it without torch.compile and use `topi.compile(pipe)`."
+        )
     for cls in type(transformer).__mro__:
         if cls.__name__ in ADAPTERS:
             return ADAPTERS[cls.__name__](transformer)
@@ -198,6 +251,11 @@ def adapter_for(model: Any) -> Adapter:
         f"{type(transformer).__name__} is not supported; pass a pipeline whose transformer is one "
         f"of: {', '.join(sorted(ADAPTERS))}, or that transformer."
     )
+
+
+def is_compiled_whole(transformer: nn.Module) -> bool:
+    """Is it what `torch.compile(transformer)` returns?"""
+    return "_orig_mod" in getattr(transformer, "_modules", {})
 
 
 def with_text_rows(rows: Tensor, n_text: int) -> Tensor:

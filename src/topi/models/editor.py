@@ -25,7 +25,7 @@ PIPELINES: dict[str, type[DiffusionPipeline]] = {
     "qwen_edit": QwenImageEditPipeline,
     "qwen_edit_plus": QwenImageEditPlusPipeline,
 }
-SOURCES = ("hub", "standin", "tiny")
+SOURCES = ("hub", "standin", "tiny", "random")
 OFFLOADS = ("none", "model", "sequential")
 
 
@@ -51,7 +51,8 @@ class ModelConfig:
     representative_layers: tuple[int, ...] | None = None
     temporal_cache: Mapping[str, Mapping[str, Any]] | None = None  # fits, as `topi fit-cache` finds
     options: Mapping[str, Any] = field(default_factory=dict)
-    """For the builder of a tiny pipeline; `weights` of a stand-in, if not named as the model."""
+    """For the builder of a tiny pipeline; `weights` of a stand-in, if not named as the model;
+    `scaled_down` of random weights."""
 
     def __post_init__(self) -> None:
         for name, valid in (("kind", PIPELINES), ("source", SOURCES), ("offload", OFFLOADS)):
@@ -173,9 +174,9 @@ def load_editor(config: Mapping[str, Any] | ModelConfig) -> Editor:
         if unknown := set(config) - known:
             raise ToPiError(f"unknown model fields {sorted(unknown)}; known: {sorted(known)}")
         config = ModelConfig(**config)
-    editor = {"hub": _load_hub, "standin": _load_standin, "tiny": _build_tiny}[config.source](
-        config
-    )
+    load = {"hub": _load_hub, "standin": _load_standin}
+    load |= {"tiny": _build_tiny, "random": _build_random}
+    editor = load[config.source](config)
     if config.representative_layers is not None:
         layers = list(config.representative_layers)
         editor.transformer.register_to_config(representative_layers=layers)
@@ -227,11 +228,31 @@ def _build_tiny(config: ModelConfig) -> Editor:
     return TinyEditor(config, pipe, call)
 
 
+def _build_random(config: ModelConfig) -> Editor:
+    from topi.models.random import random_pipeline
+
+    if config.offload != "none":
+        raise ToPiError("Random weights are made on the device; use model.offload=none.")
+    pipe, call = random_pipeline(
+        PIPELINES[config.kind],
+        config.kind,
+        _device(config),
+        getattr(torch, config.dtype),
+        area=config.height * config.width,
+        **config.options,
+    )
+    return TinyEditor(config, pipe, call)
+
+
+def _device(config: ModelConfig) -> torch.device:
+    available = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(available if config.device == "auto" else config.device)
+
+
 def _place(pipe: DiffusionPipeline, config: ModelConfig) -> None:
     """Move the pipeline to its device, whole or offloaded."""
-    available = "cuda" if torch.cuda.is_available() else "cpu"
-    device = available if config.device == "auto" else config.device
-    if config.offload != "none" and device == "cpu":
+    device = _device(config)
+    if config.offload != "none" and device.type == "cpu":
         raise ToPiError(f"model.offload={config.offload} needs a GPU; use model.offload=none")
     if config.offload == "model":
         pipe.enable_model_cpu_offload(device=device)

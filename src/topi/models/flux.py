@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 
 from topi.errors import ToPiError
@@ -92,6 +93,18 @@ class FluxAdapter(Adapter):
         cos, sin = rope
         return cos[index], sin[index]
 
+    def sliced_rope(
+        self, rope: tuple[Tensor, Tensor], rows: slice, n_text: int
+    ) -> tuple[Tensor, Tensor]:
+        """Text rows come first."""
+        cos, sin = rope
+        return cos[: n_text + rows.stop], sin[: n_text + rows.stop]
+
+    def rotated(self, key: Tensor, rope: tuple[Tensor, Tensor], rows: slice, n_text: int) -> Tensor:
+        """By (cos, sin) of the joint sequence."""
+        cos, sin = (part[n_text + rows.start : n_text + rows.stop] for part in rope)
+        return apply_rotary_emb(key, (cos, sin), sequence_dim=1)
+
     def normed_states(self, layer: int, kwargs: Mapping[str, Any]) -> Tensor:
         """By the block's first norm, which in a single-stream block also sees the text."""
         block, states, temb = self.blocks[layer], kwargs["hidden_states"], kwargs["temb"]
@@ -101,11 +114,11 @@ class FluxAdapter(Adapter):
         return block.norm(torch.cat([text, states], dim=1), emb=temb)[0][:, text.shape[1] :]
 
     def merge_points(self, layer: int) -> MergePoints:
-        """Dual-stream blocks merge around the attention, single-stream ones also as a whole."""
+        """Around attention and MLP, whose first half it is in a single-stream block."""
         block = self.blocks[layer]
         if layer < len(self.transformer.transformer_blocks):
-            return MergePoints(block.attn)
-        return MergePoints(block.attn, block.norm, block.proj_out)
+            return MergePoints(block.attn, block.ff)
+        return MergePoints(block.attn, block.proj_mlp, block.norm, block.proj_out)
 
 
 def image_grids(ids: Tensor) -> tuple[Grid, ...]:

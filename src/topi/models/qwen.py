@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
+from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
 from torch import Tensor, nn
 
 from topi.models.adapter import Adapter, Layout, MergePoints, register
@@ -55,7 +56,17 @@ class QwenAdapter(Adapter):
         image, text = rope
         return image[rows], text
 
-    def gather_extras(self, kwargs: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    def sliced_rope(
+        self, rope: tuple[Tensor, Tensor], rows: slice, n_text: int
+    ) -> tuple[Tensor, Tensor]:
+        """The text has an embedding of its own."""
+        return rope[0][rows], rope[1]
+
+    def rotated(self, key: Tensor, rope: tuple[Tensor, Tensor], rows: slice, n_text: int) -> Tensor:
+        """By the complex embedding of the image stream."""
+        return apply_rotary_emb_qwen(key, rope[0][rows], use_real=False)
+
+    def gather_extras(self, kwargs: dict[str, Any], rows: Tensor | slice) -> dict[str, Any]:
         """Also `modulate_index` [B, N]."""
         # zero_cond_t checkpoints modulate target and reference tokens differently
         if (index := kwargs.get("modulate_index")) is not None:
@@ -70,5 +81,6 @@ class QwenAdapter(Adapter):
         return block._modulate(normed, modulation, kwargs.get("modulate_index"))[0]
 
     def merge_points(self, layer: int) -> MergePoints:
-        """Around the attention."""
-        return MergePoints(self.blocks[layer].attn)
+        """Around attention and MLP of the image stream."""
+        block = self.blocks[layer]
+        return MergePoints(block.attn, block.img_mlp)

@@ -1,6 +1,7 @@
 """Tiny pipelines with random weights: the real classes, built in a moment without any download."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,25 @@ from topi.models.scheduler import flux_scheduler
 WIDTH = 32  # of the text embeddings
 HEADS = {"attention_head_dim": 32, "num_attention_heads": 2, "axes_dims_rope": (4, 12, 16)}
 CallArguments = Callable[..., dict[str, Any]]
+TINY_KL = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (8,) * 4,
+    "layers_per_block": 1,
+    "latent_channels": 16,
+    "norm_num_groups": 4,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "shift_factor": 0.0609,
+    "scaling_factor": 1.5035,
+}
+TINY_QWEN_VAE = {
+    "base_dim": 8,
+    "z_dim": 16,
+    "dim_mult": [1, 1, 1, 1],
+    "num_res_blocks": 1,
+    "temperal_downsample": [False, True, True],
+}
 
 
 def random_image(size: tuple[int, int] = (128, 128), seed: int = 0) -> Image.Image:
@@ -53,18 +73,17 @@ def tiny_flux(
         guidance_embeds=True,
         **HEADS,
     )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8,) * 4,
-        layers_per_block=1,
-        latent_channels=16,
-        norm_num_groups=4,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.0609,
-        scaling_factor=1.5035,
-    )
+    pipe, call = kontext_pipeline(_sharpen(transformer, seed), AutoencoderKL(**TINY_KL))
+    return pipe.to(dtype), call
+
+
+def kontext_pipeline(
+    transformer: FluxTransformer2DModel, vae: AutoencoderKL, n_text: int = 12
+) -> tuple[FluxKontextPipeline, CallArguments]:
+    """A FLUX Kontext pipeline without text encoders, and a maker of its call arguments.
+
+    The maker is that of `tiny_flux`; texts have `n_text` tokens.
+    """
     pipe = FluxKontextPipeline(
         scheduler=flux_scheduler(),
         vae=vae,
@@ -72,7 +91,11 @@ def tiny_flux(
         tokenizer=None,
         text_encoder_2=None,
         tokenizer_2=None,
-        transformer=_sharpen(transformer, seed),
+        transformer=transformer,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    width, pooled = (
+        transformer.config[name] for name in ("joint_attention_dim", "pooled_projection_dim")
     )
 
     def call(
@@ -84,26 +107,25 @@ def tiny_flux(
         references: list[Image.Image] | None = None,
         **more: Any,
     ) -> dict[str, Any]:
-        draw = _drawer(seed, dtype)
-        width, height = size
+        draw = _drawer(pipe, seed)
         images = [random_image(size, 3)] if references is None else references
         arguments = {
             "image": images[0] if images else None,
-            "prompt_embeds": draw(batch, 12, WIDTH),
-            "pooled_prompt_embeds": draw(batch, WIDTH),
+            "prompt_embeds": draw(batch, n_text, width),
+            "pooled_prompt_embeds": draw(batch, pooled),
             "guidance_scale": 2.5,
-            "max_area": width * height,
+            "max_area": size[0] * size[1],
             "_auto_resize": False,
         }
         if cfg:
             arguments |= {
-                "negative_prompt_embeds": draw(batch, 12, WIDTH),
-                "negative_pooled_prompt_embeds": draw(batch, WIDTH),
+                "negative_prompt_embeds": draw(batch, n_text, width),
+                "negative_pooled_prompt_embeds": draw(batch, pooled),
                 "true_cfg_scale": 4.0,
             }
         return arguments | _common(size, steps, seed) | more
 
-    return _finish(pipe, dtype), call
+    return pipe, call
 
 
 def tiny_qwen(
@@ -150,22 +172,33 @@ def _tiny_qwen(
         zero_cond_t=zero_cond_t,
         **HEADS,
     )
-    vae = AutoencoderKLQwenImage(
-        base_dim=8,
-        z_dim=16,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],
-    )
+    transformer, vae = _sharpen(transformer, seed), AutoencoderKLQwenImage(**TINY_QWEN_VAE)
+    pipe, call = qwen_pipeline(pipeline_class, transformer, vae, area)
+    return pipe.to(dtype), call
+
+
+def qwen_pipeline(
+    pipeline_class: type[DiffusionPipeline],
+    transformer: QwenImageTransformer2DModel,
+    vae: AutoencoderKLQwenImage,
+    area: int,
+    n_text: tuple[int, int] = (12, 9),
+) -> tuple[DiffusionPipeline, CallArguments]:
+    """A Qwen edit pipeline without text encoder, and a maker of its call arguments.
+
+    The maker is that of `tiny_qwen`; positive and negative texts have `n_text` tokens.
+    """
     pipe = with_reference_area(pipeline_class, area)(
         scheduler=flux_scheduler(),
         vae=vae,
         text_encoder=None,
         tokenizer=None,
         processor=None,
-        transformer=_sharpen(transformer, seed),
+        transformer=transformer,
     )
-    several = pipeline_class is QwenImageEditPlusPipeline
+    pipe.set_progress_bar_config(disable=True)
+    several = issubclass(pipeline_class, QwenImageEditPlusPipeline)
+    width = transformer.config.joint_attention_dim
 
     def call(
         steps: int = 4,
@@ -177,26 +210,27 @@ def _tiny_qwen(
         references: list[Image.Image] | None = None,
         **more: Any,
     ) -> dict[str, Any]:
-        draw = _drawer(seed, dtype)
+        draw, (positive, negative) = _drawer(pipe, seed), n_text
         if references is None:
             references = [random_image(size, 3), random_image((160, 96), 4)][: 1 + several]
-        mask = torch.ones(batch, 12, dtype=torch.long)
+        ones = partial(torch.ones, batch, dtype=torch.long, device=pipe._execution_device)
+        mask = ones(positive)
         if padded:
-            mask[-1, 8:] = 0
+            mask[-1, positive * 2 // 3 :] = 0
         arguments = {
             "image": references if several else references[0],
-            "prompt_embeds": draw(batch, 12, WIDTH),
+            "prompt_embeds": draw(batch, positive, width),
             "prompt_embeds_mask": mask,
             "true_cfg_scale": 4.0 if cfg else 1.0,
         }
         if cfg:
             arguments |= {
-                "negative_prompt_embeds": draw(batch, 9, WIDTH),
-                "negative_prompt_embeds_mask": torch.ones(batch, 9, dtype=torch.long),
+                "negative_prompt_embeds": draw(batch, negative, width),
+                "negative_prompt_embeds_mask": ones(negative),
             }
         return arguments | _common(size, steps, seed) | more
 
-    return _finish(pipe, dtype), call
+    return pipe, call
 
 
 def with_reference_area(
@@ -226,9 +260,10 @@ def _sharpen(transformer: nn.Module, seed: int) -> nn.Module:
     return transformer
 
 
-def _drawer(seed: int, dtype: torch.dtype) -> Callable[..., torch.Tensor]:
+def _drawer(pipe: DiffusionPipeline, seed: int) -> Callable[..., torch.Tensor]:
     generator = torch.Generator().manual_seed(seed + 100)
-    return lambda *shape: torch.randn(*shape, generator=generator).to(dtype)
+    where = {"device": pipe._execution_device, "dtype": pipe.transformer.dtype}
+    return lambda *shape: torch.randn(*shape, generator=generator).to(**where)
 
 
 def _common(size: tuple[int, int], steps: int, seed: int) -> dict[str, Any]:
@@ -239,10 +274,3 @@ def _common(size: tuple[int, int], steps: int, seed: int) -> dict[str, Any]:
         "generator": torch.Generator().manual_seed(seed),
         "output_type": "latent",
     }
-
-
-def _finish(pipe: DiffusionPipeline, dtype: torch.dtype) -> DiffusionPipeline:
-    if dtype != torch.float32:
-        pipe.to(dtype)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe

@@ -1,4 +1,4 @@
-"""A store small enough to be committed: what the paper's artefacts need, and a few pictures."""
+"""A store small enough to be committed: what the report shows, and a few pictures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from topi.errors import ToPiError
 from topi.report.artefacts import FIG5, FIG10, OURS, TEACACHE
-from topi.report.paper import NEEDS, suites_of
+from topi.report.paper import NEEDS, labels_of, suites_of
 from topi.report.paper_figures import shown_samples
 from topi.report.suite import Run, suites
 from topi.results.probe import load_probes
@@ -20,7 +20,7 @@ PICTURED = [*FIG5.values(), *FIG10.values(), *TEACACHE.values()]
 
 
 def export(root: Path | str, out: Path | str, per_category: int = 1) -> Path:
-    """Copy the complete cells that the paper's artefacts show, newest data and weights only.
+    """Copy the complete cells of the paper and the leaderboard, newest data and weights only.
 
     Rows, timed runs and manifests are copied whole; masks of the cells that Figure 7 shows;
     pictures of `per_category` samples of each category, of the cells that figures show; probes with
@@ -37,9 +37,9 @@ def export(root: Path | str, out: Path | str, per_category: int = 1) -> Path:
     found = suites(store)
     runs: dict[str, Run] = {}
     pictured: list[tuple[str, list[str]]] = []
-    for name, labels in NEEDS.items():
+    for name in (*NEEDS, "leaderboard"):
         for suite in suites_of(name, found):
-            whole = {x: run for x in labels if (run := suite.run(x)).complete}
+            whole = {x: run for x in labels_of(name, [suite]) if (run := suite.run(x)).complete}
             runs |= {key: run for run in whole.values() for key in run.keys}
             shown = [run for label, run in whole.items() if label in PICTURED]
             if name.startswith("fig") and shown:

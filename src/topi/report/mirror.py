@@ -5,12 +5,14 @@ The store is the record. Whatever goes wrong here is a warning and never ends a 
 
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 
@@ -25,6 +27,11 @@ from topi.results.calibration import read_calibration
 log = logging.getLogger(__name__)
 
 SCORES = ("psnr", "ssim", "lpips", "keep_ratio", "flop_speedup", "seconds")
+PATIENCE = 30
+"""Seconds to wait for W&B's last words on disk."""
+KEPT = {0: "dropped", 1: "kept"}
+"""What the values of a mask mean."""
+NEAREST = Image.Resampling.NEAREST
 TAG = 64
 """Characters that W&B allows."""
 PLACES = {
@@ -74,7 +81,7 @@ class Mirror:
         if self.run is not None and error is None:
             self._attempt(self._summarise)
         if self.run is not None:
-            self._attempt(lambda: self.run.finish(exit_code=int(error is not None)))
+            self._attempt(lambda: self._finish(int(error is not None)))
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Log a row."""
@@ -126,6 +133,17 @@ class Mirror:
         for row in self.cell.rows:
             self.row(row)
 
+    def _finish(self, code: int) -> None:
+        """End the run, and wait until its end is on disk: W&B writes on after it says it is done.
+
+        Who resumes the cell at once would find steps missing, and log them a second time.
+        """
+        self.run.finish(exit_code=code)
+        if self.mode == "offline":
+            folder, deadline = Path(self.run.dir).parent, time.monotonic() + PATIENCE
+            while read_log(folder).exit is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+
     def _steps(self) -> set[int]:
         """The steps that earlier attempts logged."""
         if self.mode == "online":
@@ -150,7 +168,7 @@ class Mirror:
         ]
         table = wandb.Table(columns=list(rows.columns), data=rows.astype(object).values.tolist())
         last = count + 1 + self.cell.manifest["steps"]
-        self._log({"samples": table, "pictures": pictures}, last)
+        self._log({"samples": table, "pictures": pictures, "masks": self._masks(rows)}, last)
         self._keep_files()
         self.run.summary.update(summary(rows, pd.DataFrame(self.cell.latency)))
 
@@ -167,6 +185,26 @@ class Mirror:
             calibration = wandb.Artifact(f"calibration-{path.stem}", type="calibration")
             calibration.add_file(str(path))
             self.run.log_artifact(calibration)
+
+    def _masks(self, rows: pd.DataFrame) -> Any:
+        """A table of pictures: what the last anchor kept lies over the reference as a mask."""
+        import wandb
+
+        table = wandb.Table(columns=["sample", "instruction", "reference", "full", "output"])
+        full = self.store.full(self.cell.manifest["full_key"])
+        classes = wandb.Classes([{"id": i, "name": name} for i, name in KEPT.items()])
+        for sample, instruction in rows[["sample", "instruction"]].head(self.pictures).values:
+            reference, masks = full.references(sample)[0], None
+            with suppress(FileNotFoundError):
+                anchors = read_anchors(self.cell.path / "masks" / f"{sample}.json")
+                kept = Image.fromarray(anchors[-1].kept[0]).resize(reference.size, NEAREST)
+                data = np.asarray(kept).astype(np.uint8)
+                masks = {"kept": {"mask_data": data, "class_labels": KEPT}}
+            output = Image.open(self.cell.path / "images" / f"{sample}.png")
+            pictures = [wandb.Image(image) for image in (full.image(sample), output)]
+            marked = wandb.Image(reference, masks=masks, classes=classes)
+            table.add_data(sample, instruction, marked, *pictures)
+        return table
 
     def _picture(self, sample: str) -> Image.Image:
         """reference | full | this cell | the tokens kept at the last anchor."""

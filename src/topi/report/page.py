@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,19 @@ from topi.report.paper import Paper, build_paper
 from topi.report.tables import (
     ALL,
     COLUMNS,
+    SCORES,
     category_title,
     difference_table,
     notes,
     quality_table,
     sections,
+    table_of_many,
     to_latex,
     to_markdown,
     to_rich,
 )
 from topi.report.text_table import Text
-from topi.results.store import Store
+from topi.results.store import Cell, Store
 
 STAND_IN = (
     "This model is a stand-in: a small network of the real architecture, trained from scratch on "
@@ -57,14 +59,28 @@ class Shown:
     wide: bool = False
 
 
+MANY = 500_000
+"""Rows from which on tables are made of sums, and pictures and differences of one cell a label."""
+
+
 @dataclass(frozen=True)
 class Group:
-    """Rows that may be compared, with a title and the stem of their file names."""
+    """Cells that may be compared, with a title and the stem of their file names."""
 
     title: str
     stem: str
     model: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a page says of a group: rows of the cells it shows, a table of all, remarks on that."""
+
+    group: Group
     rows: pd.DataFrame
+    table: pd.DataFrame
+    remarks: tuple[str, ...] = ()
 
 
 def build(store_root: Path | str, out_dir: Path | str, per_category: int = 2) -> Path:
@@ -82,22 +98,21 @@ def build(store_root: Path | str, out_dir: Path | str, per_category: int = 2) ->
         ToPiError: the store holds no rows yet.
     """
     store = Store(store_root)
-    rows, latency = store.rows(), store.latency()
-    if rows.empty:
+    cells = [cell for cell in store.load_cells() if cell.done]
+    if not cells:
         raise ToPiError(f"There are no results in {store_root} yet: run `python run.py` first.")
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
     models = []
-    for group in comparable(store, rows):
-        timed = latency[latency["cell"].isin(group.rows["cell"])]
-        table = quality_table(group.rows, timed)
+    for content in contents(store, cells):
+        group, table = content.group, content.table
         (out / f"{group.stem}.md").write_text(to_markdown(table))
         (out / f"{group.stem}.tex").write_text(to_latex(table))
         table.to_csv(out / f"{group.stem}.csv", index=False)
-        few = table[table["label"].isin(shown_labels(group.rows, SHOWN))]
+        few = table[table["label"].isin(shown_labels(content.rows, SHOWN))]
         console.print(to_rich(few, f"{group.title}: against its own full-context output"))
-        models.append(_section(store, group, table, out / "figures", per_category))
+        models.append(_section(store, content, out / "figures", per_category))
     paper = build_paper(store_root, out)
     environment = Environment(
         loader=PackageLoader("topi.report", "."), autoescape=True, undefined=StrictUndefined
@@ -110,25 +125,56 @@ def build(store_root: Path | str, out_dir: Path | str, per_category: int = 2) ->
     return page
 
 
-def comparable(store: Store, rows: pd.DataFrame) -> Iterator[Group]:
-    """Split rows into groups whose full-context outputs agree in everything but the seed.
+def contents(store: Store, cells: Sequence[Cell]) -> Iterator[Content]:
+    """The rows and the table of each group of comparable cells; of very many rows, from sums."""
+    many = sum(cell.done for cell in cells) > MANY
+    moments = store.moments(SCORES) if many else None
+    latency = store.latency() if many else None
+    for group in comparable(cells):
+        if moments is None or latency is None:
+            rows = store.rows(group.cells)
+            yield Content(group, rows, quality_table(rows, store.latency(group.cells)))
+            continue
+        labels = {cell.key: cell.labels[0] for cell in group.cells}
+        methods = {cell.key: cell.method for cell in group.cells}
+        shown = {cell.labels[0]: cell for cell in reversed(group.cells)}  # the oldest of each
+        rows = store.rows(shown.values())
+        categories = dict(zip(rows["sample"], rows["category"], strict=True))
+        sums = moments[moments["cell"].isin(labels)]
+        sums = sums.assign(label=sums["cell"].map(labels), method=sums["cell"].map(methods))
+        timed = latency[latency["cell"].isin(labels)].astype({"cell": str, "sample": str})
+        timed = timed.assign(
+            label=timed["cell"].map(labels), category=timed["sample"].map(categories)
+        )
+        remark = (
+            f"The table is of all {len(group.cells)} cells, with normal intervals of means and "
+            "order-statistic intervals of medians. Differences, pictures and the list of cells are "
+            f"of one cell a label, {len(shown)}."
+        )
+        yield Content(group, rows, table_of_many(sums, timed), (remark,))
+
+
+def comparable(cells: Sequence[Cell]) -> Iterator[Group]:
+    """Split cells into groups whose full-context outputs agree in everything but the seed.
 
     Retrained weights, another number of steps, other data or another device make a group of
     their own, titled by what is different; pooled, they would pass for one experiment.
     """
+    found: dict[str, dict[str, list[Cell]]] = {}
     settings = {}
-    for key in rows["cell"].unique():
-        full = store.cell(key).manifest["full"]
-        settings[key] = {name: value for name, value in full.items() if name != "seed"}
-    identity = rows["cell"].map({k: json.dumps(s, sort_keys=True) for k, s in settings.items()})
-    for model, mine in rows.groupby("model", sort=False):
-        parts = dict(list(mine.groupby(identity, sort=False)))
+    for text in dict.fromkeys(cell.settings for cell in cells):
+        full = {k: v for k, v in json.loads(text).items() if k not in ("seed", "count")}
+        settings[text] = json.dumps(full, sort_keys=True)
+    for cell in cells:
+        parts = found.setdefault(cell.model, {})
+        parts.setdefault(settings[cell.settings], []).append(cell)
+    for model, parts in found.items():
         _, own = split_facts({key: json.loads(key) for key in parts})
         for number, (key, part) in enumerate(parts.items(), 1):
             differs = ", ".join(f"{name} {value}" for name, value in own[key].items())
             title = f"{model} ({differs})" if differs else model
             stem = figures.file_name(model if number == 1 else f"{model}-{number}")
-            yield Group(title, stem, model, part)
+            yield Group(title, stem, model, tuple(part))
 
 
 def _paper(paper: Paper) -> dict[str, Any]:
@@ -160,13 +206,11 @@ def data_uri(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _section(
-    store: Store, group: Group, table: pd.DataFrame, folder: Path, per_category: int
-) -> dict[str, Any]:
+def _section(store: Store, content: Content, folder: Path, per_category: int) -> dict[str, Any]:
     """Everything the template needs of one group."""
-    rows, model = group.rows, group.model
-    cells = [cell for cell in store.load_cells() if cell.key in set(rows["cell"])]
-    common, own = split_facts({cell.key: cell.manifest for cell in cells})
+    group, rows, table = content.group, content.rows, content.table
+    model, keys = group.model, set(rows["cell"])
+    common, own = split_facts({c.key: c.manifest for c in group.cells if c.key in keys})
     labels = rows.drop_duplicates("cell").set_index("cell")["label"]
     counts = rows["cell"].value_counts()
     shown = rows[rows["label"].isin(shown_labels(rows, SHOWN))]
@@ -178,9 +222,9 @@ def _section(
         "samples": rows["sample"].nunique(),
         "glance": [_glance(line) for _, line in pooled.iterrows()],
         "sections": sections(table),
-        "notes": notes(table),
+        "notes": [*notes(table), *content.remarks],
         "differences": [_difference(line) for _, line in difference_table(shown).iterrows()],
-        "figures": list(_figures(store, group, table, folder, per_category)),
+        "figures": list(_figures(store, content, folder, per_category)),
         "facts": {n: v for n, v in common.items() if not n.startswith(("config.", "full."))},
         "config": {n: v for n, v in common.items() if n.startswith("config.")},
         "cells": [
@@ -230,14 +274,14 @@ def _difference(line: pd.Series) -> dict[str, str]:
     }
 
 
-def _figures(
-    store: Store, group: Group, table: pd.DataFrame, folder: Path, per_category: int
-) -> Iterator[Shown]:
+def _figures(store: Store, content: Content, folder: Path, per_category: int) -> Iterator[Shown]:
+    group, rows, table = content.group, content.rows, content.table
+
     def shown(figure: Figure, name: str, title: str, caption: str, wide: bool = False) -> Shown:
         path = figures.save(figure, folder, f"{group.stem}_{name}")
         return Shown(title, data_uri(path), caption, wide)
 
-    pictures = gather(store, group.rows, per_category)
+    pictures = gather(store, rows, per_category)
     for category in dict.fromkeys(picture.category for picture in pictures):
         yield shown(
             figures.grid([p for p in pictures if p.category == category]),
@@ -257,7 +301,7 @@ def _figures(
             "All categories pooled, one line per method through its sweep, bars are 95 % bootstrap "
             "intervals. The dotted line is the speed of the full run.",
         )
-    few = group.rows[group.rows["label"].isin(shown_labels(group.rows))]
+    few = rows[rows["label"].isin(shown_labels(rows))]
     steps = keep_ratios(store, few)
     if not steps.empty:
         yield shown(

@@ -23,8 +23,9 @@ from topi.report.claims import (
 )
 from topi.report.figures import save
 from topi.report.flops_table import flops_table
-from topi.report.paper_figures import FIGURES
+from topi.report.paper_figures import FIGURES as PAPER_FIGURES
 from topi.report.paper_tables import curve_table, equal_speed_table, overhead_table, sheet_table
+from topi.report.pareto import leaderboard, pareto, pareto_categories
 from topi.report.suite import MODELS, Suite, best_suites, suites
 from topi.report.text_table import TextTable, to_latex, to_markdown
 from topi.results.probe import ProbeRun, load_probes
@@ -50,7 +51,10 @@ BUILDERS: dict[str, Callable[[Suite], TextTable]] = {
     "table1_curves": curve_table,
     "table1_equal_speed": equal_speed_table,
     "table7": overhead_table,
+    "leaderboard": leaderboard,
 }
+FIGURES = {**PAPER_FIGURES, "pareto": pareto, "pareto_categories": pareto_categories}
+"""Name -> the function that draws it; None comes back where the store lacks its cells."""
 ATTENTION: dict[str, Callable[[ProbeRun], object]] = {
     "fig1": mass_by_layer,
     "fig2": token_relevance,
@@ -102,6 +106,15 @@ CAPTIONS = {
         "Figure 11. The mask renewed every ten steps, or drawn once",
         "Half of the tokens; bars are 95 % intervals of the means, Δ is the paired difference of "
         "all samples.",
+    ),
+    "pareto": (
+        "Every method: quality over speed",
+        "PSNR to full over FLOP-ideal and measured speed-up, all categories pooled; bars are 95 % "
+        "intervals. Black: settings that no other beats in both.",
+    ),
+    "pareto_categories": (
+        "Every method: quality over speed, by category",
+        "PSNR to full over the measured speed-up, the FLOP-ideal one where not all was timed.",
     ),
 }
 """Figure -> its title and caption."""
@@ -156,7 +169,14 @@ def suites_of(name: str, found: Sequence[Suite]) -> list[Suite]:
     """The suites that an artefact shows: of each model the one that has most of its cells."""
     several = name == "fig9"
     kinds = ("qwen_edit_plus",) if several else tuple(MODELS)
-    return best_suites([suite for suite in found if suite.kind in kinds], NEEDS[name])
+    found = [suite for suite in found if suite.kind in kinds]
+    return best_suites(found, labels_of(name, found))
+
+
+def labels_of(name: str, found: Sequence[Suite]) -> Sequence[str]:
+    """The labels of the cells that an artefact shows; of the leaderboard's all that there are."""
+    every = dict.fromkeys(label for suite in found for label in suite.labels)
+    return NEEDS.get(name, list(every))
 
 
 def build_tables(
@@ -192,7 +212,7 @@ def build_figures(
         chosen = suites_of(name, found)
         figure = FIGURES[name](store, chosen) if chosen else None
         if figure is None:
-            experiment = name.removesuffix("_curves").removesuffix("_curve")
+            experiment = name.partition("_")[0]
             missing.append(
                 f"{title}: its cells or pictures are not all in the store, run `python run.py -m "
                 f"experiment={experiment}`."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import inf, isinf, isnan, nan
 from typing import Any
@@ -163,14 +164,22 @@ def _whose(suite: Suite) -> str:
 
 
 def curve_points(suite: Suite) -> pd.DataFrame:
+    """Every point of the curves of Table 1; see `points_of`."""
+    return points_of(suite, CURVES)
+
+
+def points_of(suite: Suite, curves: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     """Every point of every method's curve of quality over speed, per category and over all.
+
+    Args:
+        curves: method -> the labels along its curve.
 
     Returns:
         Columns `category, method, label, cells`, and for each column of `COLUMNS` its estimate and
         interval. Cells that are not complete are left out.
     """
     lines = []
-    for method, labels in CURVES.items():
+    for method, labels in curves.items():
         for label in labels:
             run = suite.run(label)
             if not run.complete:

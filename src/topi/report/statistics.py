@@ -1,11 +1,15 @@
-"""Estimates with bootstrap intervals; methods are compared on the samples they share."""
+"""Estimates with bootstrap intervals; methods are compared on the samples they share.
+
+Of very many values, which nobody draws two thousand times, the intervals are those to which the
+bootstrap's converge: the normal one of a mean, the one between order statistics of a median.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from math import inf, nan
+from math import ceil, floor, inf, nan, sqrt
 
 import numpy as np
 import pandas as pd
@@ -13,6 +17,8 @@ from numpy.typing import ArrayLike
 
 RESAMPLES = 2000
 LEVEL = 0.95
+DEVIATIONS = 1.959964
+"""Standard deviations to each side of a normal mean that hold `LEVEL` of it."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,35 @@ def bootstrap(
 def _draws(n: int, seed: int) -> np.ndarray:
     """Which of `n` values each resample takes: [RESAMPLES, n]."""
     return np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
+
+
+def mean_of_many(n: int, total: float, squares: float, infinite: int = 0) -> Estimate:
+    """A mean with its normal interval.
+
+    Args:
+        n: of finite values.
+        total: their sum.
+        squares: the sum of their squares.
+        infinite: how many others there are.
+    """
+    if not n:
+        value = inf if infinite else nan
+        return Estimate(value, value, value, 0, infinite)
+    mean = total / n
+    variance = max(squares - n * mean**2, 0.0) / max(n - 1, 1)
+    half = DEVIATIONS * sqrt(variance / n)
+    return Estimate(mean, mean - half, mean + half, int(n), int(infinite))
+
+
+def median_of_many(values: ArrayLike) -> Estimate:
+    """A median of finite values with the interval between two order statistics."""
+    values = np.sort(np.asarray(values, dtype=float).ravel())
+    n = len(values)
+    if not n:
+        return Estimate(nan, nan, nan, 0)
+    half = DEVIATIONS * sqrt(n) / 2  # ranks
+    low, high = max(floor(n / 2 - half), 0), min(ceil(n / 2 + half), n - 1)
+    return Estimate(float(np.median(values)), float(values[low]), float(values[high]), n)
 
 
 def speedup(latency: pd.DataFrame) -> Estimate:

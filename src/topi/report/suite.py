@@ -41,8 +41,17 @@ class Entry:
     """One cell with its rows, one line per sample, and its timed pairs of runs."""
 
     cell: Cell
-    rows: pd.DataFrame
-    latency: pd.DataFrame
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """Its samples, by their ids."""
+        rows = pd.DataFrame(self.cell.rows)
+        return rows if rows.empty else rows.drop_duplicates("sample").set_index("sample")
+
+    @cached_property
+    def latency(self) -> pd.DataFrame:
+        """Its timed pairs."""
+        return pd.DataFrame(self.cell.latency).reindex(columns=["sample", "repeat", *TIMES])
 
     @property
     def key(self) -> str:
@@ -52,7 +61,7 @@ class Entry:
     @property
     def label(self) -> str:
         """The label of the cell."""
-        return self.cell.manifest["label"]
+        return self.cell.labels[0]
 
 
 @dataclass(frozen=True)
@@ -107,11 +116,15 @@ class Run:
         return timed.assign(category=timed["sample"].map(self.entries[0].rows["category"]))
 
     def values(self, name: str, category: str | None = None) -> pd.Series:
-        """A number of every sample, by sample; of one category or of all (None)."""
-        return self._once(
-            ("values", name, category),
-            lambda: _inside(self.samples, category)[name].astype(float),
-        )
+        """A number of every sample, by sample; of one category or of all (None).
+
+        NaN where it was not computed, as LPIPS with `lpips=false`.
+        """
+        return self._once(("values", name, category), lambda: self._values(name, category))
+
+    def _values(self, name: str, category: str | None) -> pd.Series:
+        inside = _inside(self.samples, category)
+        return inside[name].astype(float) if name in inside else pd.Series(np.nan, inside.index)
 
     def mean(self, name: str, category: str | None = None) -> Estimate:
         """Mean over samples with its bootstrap interval."""
@@ -185,18 +198,14 @@ class Suite:
     @property
     def created(self) -> str:
         """When its newest cell was begun."""
-        return max(cell.manifest.get("created", "") for cell in self.cells)
+        return max(cell.created for cell in self.cells)
 
     @cached_property
     def _entries(self) -> dict[Identity, Entry]:
         """Per identity the best cell: a complete one before others, the newest of equals."""
         found = {}
-        for cell in sorted(self.cells, key=lambda c: (c.complete, c.manifest.get("created", ""))):
-            rows = pd.DataFrame(cell.rows)
-            if not rows.empty:
-                rows = rows.drop_duplicates("sample").set_index("sample")
-            latency = pd.DataFrame(cell.latency).reindex(columns=["sample", "repeat", *TIMES])
-            entry = Entry(cell, rows, latency)
+        for cell in sorted(self.cells, key=lambda cell: (cell.complete, cell.created)):
+            entry = Entry(cell)
             found |= {identity(label): entry for label in cell.labels}
         return found
 
@@ -210,7 +219,7 @@ class Suite:
         entry = self._entries.get(identity(label))
         if entry is None:
             return "missing"
-        whole = entry.cell.complete and len(entry.rows) == entry.cell.manifest["count"]
+        whole = entry.cell.complete and entry.cell.done == entry.cell.count
         return "complete" if whole else entry.cell.state.replace("complete", "incomplete")
 
     def run(self, *labels: str) -> Run:
@@ -236,7 +245,7 @@ def check_comparable(cells: Sequence[Cell]) -> None:
     Raises:
         ToPiError: they differ in weights, data, model settings, seed or device; it says in which.
     """
-    settings = [_flat(_settings(cell)) for cell in cells]
+    settings = [_flat(json.loads(text)) for text in {cell.settings: None for cell in cells}]
     differ = sorted({name for s in settings for name in s if s[name] != settings[0].get(name)})
     if differ:
         raise ToPiError(
@@ -247,14 +256,14 @@ def check_comparable(cells: Sequence[Cell]) -> None:
 
 def suites(store: Store) -> list[Suite]:
     """The cells of a store in groups that may be compared, newest last."""
-    groups: dict[str, list[Cell]] = {}
+    groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in store.load_cells():
-        about = [cell.manifest["model"], _settings(cell)]
-        groups.setdefault(json.dumps(about, sort_keys=True), []).append(cell)
+        groups.setdefault((cell.model, cell.settings), []).append(cell)
     found = []
-    for cells in groups.values():
-        first = cells[0].manifest
-        found.append(Suite(first["model"], first["full"], first["count"], tuple(cells)))
+    for (model, text), cells in groups.items():
+        settings = json.loads(text)
+        count = settings.pop("count")
+        found.append(Suite(model, settings, count, tuple(cells)))
     return sorted(found, key=lambda suite: suite.created)
 
 
@@ -272,11 +281,6 @@ def best_suites(found: Iterable[Suite], labels: Iterable[str]) -> list[Suite]:
         if begun and (suite.model not in best or rank[:3] >= best[suite.model][:3]):
             best[suite.model] = rank
     return [best[model][-1] for model in sorted(best)]
-
-
-def _settings(cell: Cell) -> dict[str, Any]:
-    manifest = cell.manifest
-    return {**manifest["full"], "count": manifest["count"]}
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

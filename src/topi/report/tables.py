@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import isinf, isnan
+from typing import Any
 
 import pandas as pd
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from topi.report.statistics import bootstrap, paired_difference, speedup
+from topi.report.statistics import (
+    Estimate,
+    bootstrap,
+    mean_of_many,
+    median_of_many,
+    paired_difference,
+    speedup,
+)
 
 CATEGORIES = ("camera_move", "global_edit", "implicit_change", "local_edit")
 ALL = "all"
@@ -43,6 +52,8 @@ COLUMNS = (
     Column("speedup", "Measured", "↑", 2, +1, unit="×", interval=True),
 )
 """What a reader compares: distance to the full output, tokens kept, speed over the full run."""
+SCORES = tuple(column.name for column in COLUMNS if column.name != "speedup")
+"""The columns that rows have."""
 
 
 def category_title(category: str) -> str:
@@ -64,7 +75,7 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def quality_table(rows: pd.DataFrame, latency: pd.DataFrame) -> pd.DataFrame:
-    """One line per (category, label), with every estimate and its interval.
+    """One line per (category, label), with every estimate and its bootstrap interval.
 
     Args:
         rows: per-sample rows of one model (`Store.rows`).
@@ -78,29 +89,55 @@ def quality_table(rows: pd.DataFrame, latency: pd.DataFrame) -> pd.DataFrame:
     timed = latency.merge(rows[["cell", "sample", "category", "label"]], on=["cell", "sample"])
     lines = []
     for category in [*categories_of(rows), ALL]:
-        inside = rows if category == ALL else rows[rows["category"] == category]
-        pairs = timed if category == ALL else timed[timed["category"] == category]
-        for label, group in inside.groupby("label", sort=False):
-            line = {"category": category, "label": label, "method": group["method"].iloc[0]}
-            line |= {"n": len(group), "identical": 0}
-            for column in COLUMNS:
-                name = column.name
-                if name == "speedup":
-                    estimate = speedup(pairs[pairs["label"] == label])
-                else:
-                    estimate = bootstrap(group[name])
-                line |= {
-                    name: estimate.value,
-                    f"{name}_low": estimate.low,
-                    f"{name}_high": estimate.high,
-                }
-                if name == "psnr":
-                    line["identical"] = estimate.infinite
-            lines.append(line)
+        pairs = _inside(timed, category)
+        for label, group in _inside(rows, category).groupby("label", sort=False):
+            estimates = {name: bootstrap(group[name]) for name in SCORES}
+            estimates["speedup"] = speedup(pairs[pairs["label"] == label])
+            lines.append(_line(category, label, group["method"].iloc[0], len(group), estimates))
     return pd.DataFrame(lines)
 
 
-def cell_text(line: pd.Series, column: Column) -> str:
+def table_of_many(moments: pd.DataFrame, latency: pd.DataFrame) -> pd.DataFrame:
+    """`quality_table` of very many rows, from sums over them; intervals as of many values.
+
+    Args:
+        moments: of the cells of one model (`Store.moments`), with their `label` and `method`.
+        latency: their timed pairs, with `label` and `category`; may be empty.
+    """
+    moments = in_order(moments)
+    ratios = latency.assign(ratio=latency["seconds_full"] / latency["seconds_method"])
+    lines = []
+    for category in [*categories_of(moments), ALL]:
+        sums = _inside(moments, category).groupby(["method", "label"], sort=False).sum(True)
+        timed = {k: g["ratio"] for k, g in _inside(ratios, category).groupby("label", sort=False)}
+        for (method, label), sums_of in zip(sums.index, sums.to_dict("records"), strict=True):
+            estimates = {
+                name: mean_of_many(
+                    *(sums_of[f"{name}_{what}"] for what in ("n", "sum", "squares", "infinite"))
+                )
+                for name in SCORES
+            }
+            estimates["speedup"] = median_of_many(timed.get(label, ()))
+            lines.append(_line(category, label, method, int(sums_of["n"]), estimates))
+    return pd.DataFrame(lines)
+
+
+def _inside(frame: pd.DataFrame, category: str) -> pd.DataFrame:
+    return frame if category == ALL else frame[frame["category"] == category]
+
+
+def _line(
+    category: str, label: str, method: str, n: int, estimates: Mapping[str, Estimate]
+) -> dict[str, Any]:
+    line = {"category": category, "label": label, "method": method}
+    line |= {"n": n, "identical": estimates["psnr"].infinite}
+    for name, estimate in estimates.items():
+        line |= {name: estimate.value}
+        line |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return line
+
+
+def cell_text(line: Mapping[str, Any], column: Column) -> str:
     """The text of one cell; `–`: not measured, `∞`: every output equals the full one."""
     value = line[column.name]
     if isnan(value):
@@ -115,21 +152,30 @@ def cell_text(line: pd.Series, column: Column) -> str:
     return text
 
 
-def is_best(table: pd.DataFrame, line: pd.Series, column: Column) -> bool:
-    """Whether this line prints the best value of its category, ties included; full is no rival."""
-    if not column.best or line["method"] == "full" or isnan(line[column.name]):
+def best_values(table: pd.DataFrame) -> dict[tuple[str, str], float]:
+    """The best value that each category prints in each column; full is no rival."""
+    best = {}
+    for category, rivals in table[table["method"] != "full"].groupby("category", sort=False):
+        for column in COLUMNS:
+            if column.best and len(rivals) > 1:
+                shown = (column.best * rivals[column.name]).round(column.digits)
+                best[category, column.name] = shown.max()
+    return best
+
+
+def is_best(line: Mapping[str, Any], column: Column, best: Mapping[tuple[str, str], float]) -> bool:
+    """Whether this line prints the best value of its category, ties included."""
+    value = best.get((line["category"], column.name))
+    if value is None or line["method"] == "full" or isnan(line[column.name]):
         return False
-    rivals = table[(table["category"] == line["category"]) & (table["method"] != "full")]
-    if len(rivals) < 2:
-        return False
-    shown = (column.best * rivals[column.name]).round(column.digits)
-    return round(column.best * line[column.name], column.digits) >= shown.max()
+    return round(column.best * line[column.name], column.digits) >= value
 
 
 def sections(
     table: pd.DataFrame,
 ) -> list[tuple[str, list[tuple[str, int, list[tuple[str, bool]]]]]]:
     """The table as text: `(category, [(label, n, [(text, best) per column]), ...])`."""
+    best = best_values(table)
     return [
         (
             category_title(category),
@@ -137,9 +183,9 @@ def sections(
                 (
                     line["label"],
                     line["n"],
-                    [(cell_text(line, c), is_best(table, line, c)) for c in COLUMNS],
+                    [(cell_text(line, c), is_best(line, c, best)) for c in COLUMNS],
                 )
-                for _, line in group.iterrows()
+                for line in group.to_dict("records")
             ],
         )
         for category, group in table.groupby("category", sort=False)

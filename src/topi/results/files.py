@@ -16,7 +16,12 @@ from topi.errors import ToPiError
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Turn errors of the file system into one sentence.
+
+    Raises:
+        ToPiError: instead of an OSError.
+    """
     try:
         yield
     except OSError as error:
@@ -33,7 +38,7 @@ def write(path: Path, content: bytes) -> None:
         ToPiError: it cannot be written; nothing is left behind then.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as file:
@@ -41,15 +46,15 @@ def write(path: Path, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
-            _sync(path.parent)
+            sync(path.parent)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
 
 
-def _sync(folder: Path) -> None:
-    """Wait until the names in a folder are on disk: they are lost with a node otherwise."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk and not lost with a node."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -137,7 +142,7 @@ def append(path: Path, record: dict[str, Any]) -> None:
         ToPiError: it cannot be written; the file is as before then.
     """
     line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
-    with _writing(path), path.open("ab", buffering=0) as file:
+    with writing(path), path.open("ab", buffering=0) as file:
         before = file.tell()
         try:
             if file.write(line) != len(line):
@@ -196,7 +201,7 @@ def drop_torn_line(path: Path) -> bool:
     """Cut off a last line that a killed process left unfinished. True if there was one."""
     torn = scan_lines(path)[1]
     if torn:
-        with _writing(path):
+        with writing(path):
             os.truncate(path, path.stat().st_size - torn)
     return bool(torn)
 
@@ -210,7 +215,7 @@ def lock(path: Path, wait: bool = False) -> Iterator[bool]:
         wait: until the holder lets go. Else give up at once, but for the moment in which
             `is_locked` may be looking.
     """
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
     with file:

@@ -1,7 +1,8 @@
 """Damage in a cell is set aside, told and computed again; never guessed at, never averaged over."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ log = logging.getLogger(__name__)
 LOCK, QUARANTINE = ".lock", "quarantine"
 
 
-def mend(cell: Path) -> dict[str, Any] | None:
+def mend(cell: Path, pictures: Path | None = None) -> dict[str, Any] | None:
     """Leave only sound records in the folder of a cell, whose lock we hold.
 
     A torn last line is what a killed process leaves, and dropped. Other damaged lines, repeated
     samples and rows without their picture go into quarantine. Without a sound manifest nobody knows
     where the rows come from, and all goes there.
+
+    Args:
+        cell: its folder.
+        pictures: another cell that may have its pictures already.
 
     Returns:
         The manifest; None if there is none, or none any more.
@@ -31,28 +36,29 @@ def mend(cell: Path) -> dict[str, Any] | None:
         try:
             known = files.read_json(manifest)
         except ToPiError:
-            aside = _quarantine(cell)
+            aside = new_quarantine(cell)
             for path in [path for path in cell.iterdir() if path.name not in (LOCK, QUARANTINE)]:
                 path.replace(aside / path.name)
             log.warning("%s: the manifest is damaged; all is in %s now", cell.name, aside)
-    for name, identity in (("rows.jsonl", _sample), ("latency.jsonl", _pair)):
+    places = [cell / "images", *([pictures / "images"] if pictures else [])]
+    for name, identity in (("rows.jsonl", partial(_sample, places)), ("latency.jsonl", _pair)):
         if files.drop_torn_line(cell / name):
             log.warning("%s: dropped an unfinished last line of %s", cell.name, name)
         _mend_lines(cell, name, identity)
     return known
 
 
-def _mend_lines(cell: Path, name: str, identity: Callable[[Path, Mapping[str, Any]], Any]) -> None:
+def _mend_lines(cell: Path, name: str, identity: Callable[[Mapping[str, Any]], Any]) -> None:
     records = files.scan_lines(cell / name)[0]
     sound: dict[Any, dict[str, Any]] = {}
     for record in filter(None, records):
         try:
-            sound.setdefault(identity(cell, record), record)
+            sound.setdefault(identity(record), record)
         except (KeyError, TypeError, ToPiError):
             continue
     if len(sound) == len(records):
         return
-    aside = _quarantine(cell) / name
+    aside = new_quarantine(cell) / name
     files.write(aside, (cell / name).read_bytes())
     files.write_lines(cell / name, sound.values())
     log.warning(
@@ -65,25 +71,25 @@ def _mend_lines(cell: Path, name: str, identity: Callable[[Path, Mapping[str, An
     )
 
 
-def _sample(cell: Path, row: Mapping[str, Any]) -> str:
+def _sample(places: Sequence[Path], row: Mapping[str, Any]) -> str:
     """The sample of a row, which has its picture.
 
     Raises:
         KeyError: it has not.
     """
     sample = files.checked_name(row["sample"])
-    if not (cell / "images" / f"{sample}.png").is_file():
+    if not any((place / f"{sample}.png").is_file() for place in places):
         raise KeyError(sample)
     return sample
 
 
-def _pair(cell: Path, row: Mapping[str, Any]) -> tuple[str, int]:
+def _pair(row: Mapping[str, Any]) -> tuple[str, int]:
     if not (row["seconds_full"] > 0 and row["seconds_method"] > 0):
         raise KeyError("seconds")
     return files.checked_name(row["sample"]), row["repeat"]
 
 
-def _quarantine(cell: Path) -> Path:
+def new_quarantine(cell: Path) -> Path:
     """A new folder in the quarantine of a cell."""
     folder = cell / QUARANTINE
     folder.mkdir(exist_ok=True)

@@ -7,6 +7,8 @@
                 failed.json       why the latest attempt ended, if it did
                 complete.json     written last
                 quarantine/<n>/   what was found damaged, and has been computed again
+    shards/<key>/<i>of<n>/        a cell's samples that one of n processes computed, until taken in
+    parquet/                      finished cells by columns, for large stores: see `compact`
     full/<key>/manifest.json, images/<sample>.png, references/<sample>_<i>.png
                full-context outputs, shared by all cells of a model, its data and a seed
 
@@ -16,21 +18,26 @@ A picture and a mask are on disk before their row, so a row says that its sample
 import glob
 import json
 import logging
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+import pyarrow as pa
 from PIL import Image
 
 from topi.errors import ToPiError
 from topi.results import files
-from topi.results.mend import mend
+from topi.results.compact import Segments, Summary, compact, concat, moments, settings_of
+from topi.results.mend import QUARANTINE, mend, new_quarantine
 from topi.results.provenance import differences
+
+if TYPE_CHECKING:
+    import pandas as pd  # slow to import, and no list of cells needs it
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +46,21 @@ ROW_COLUMNS = ("sample", "index", "category", "task", "instruction", "seed")
 ROW_COLUMNS += ("psnr", "ssim", "lpips", "keep_ratio", "flop_speedup")
 PROVENANCE = ("git", "code", "lock", "versions", "device", "job")  # of the manifest
 LATENCY_COLUMNS = ("cell", "sample", "repeat", "seconds_full", "seconds_method")
+WORTH_WHILE = 1000
+"""Finished cells from which on a reader of a store compacts them first."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a sweep: a model, a method with its parameters, data and a seed."""
+    """One cell of a sweep: a model, a method with its parameters, data and a seed.
+
+    Args:
+        path: its folder.
+        compacted: its summary, if it is finished and Parquet files hold it as it is.
+    """
 
     path: Path
+    compacted: Summary | None = field(default=None, compare=False, repr=False)
 
     @property
     def key(self) -> str:
@@ -60,6 +75,8 @@ class Cell:
     @property
     def damage(self) -> str | None:
         """What makes it unreadable, if anything does."""
+        if self.compacted:
+            return None
         try:
             _ = self.manifest, self.rows, self.latency
         except ToPiError as error:
@@ -67,9 +84,41 @@ class Cell:
         return None
 
     @property
+    def created(self) -> str:
+        """When it was begun; empty if its manifest does not say."""
+        return self.compacted.created if self.compacted else str(self.manifest.get("created", ""))
+
+    @property
+    def model(self) -> str:
+        """The name of its model."""
+        return self.compacted.model if self.compacted else self.manifest["model"]
+
+    @property
+    def method(self) -> str:
+        """The name of its method."""
+        return self.compacted.method if self.compacted else self.manifest["method"]
+
+    @property
     def labels(self) -> list[str]:
         """The label of its manifest, and those that `add_label` noted."""
+        if self.compacted:
+            return self.compacted.label.split("\n")
         return self.manifest.get("labels", [self.manifest["label"]])
+
+    @property
+    def settings(self) -> str:
+        """What cells of one table share, as JSON."""
+        return self.compacted.settings if self.compacted else settings_of(self.manifest)
+
+    @property
+    def count(self) -> int:
+        """How many samples it is to have."""
+        return self.compacted.count if self.compacted else self.manifest["count"]
+
+    @property
+    def done(self) -> int:
+        """How many samples it has."""
+        return self.compacted.rows if self.compacted else len(self.rows)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -87,25 +136,55 @@ class Cell:
     @property
     def complete(self) -> bool:
         """Has it ended well?"""
-        return (self.path / "complete.json").is_file()
+        return bool(self.compacted) or (self.path / "complete.json").is_file()
 
     @property
     def state(self) -> str:
         """`complete`, `failed: why`, `running n/N` and `partial n/N` of its samples, `damaged`."""
-        if self.damage:
-            return f"damaged: {self.damage}"
+        return self.progress[1]
+
+    @property
+    def progress(self) -> tuple[int | None, str]:
+        """How many samples it has, None if that cannot be read, and its `state`."""
+        try:
+            done, count, _ = self.done, self.count, self.latency if not self.compacted else None
+        except ToPiError as error:
+            return None, f"damaged: {error}"
         if self.complete:
-            return "complete"
-        running = files.is_locked(self.path / ".lock")
-        failed = self.path / "failed.json"
-        if failed.is_file() and not running:
-            return f"failed: {files.read_json(failed).get('message')}"
-        word = "running" if running else "partial"
-        return f"{word} {len(self.rows)}/{self.manifest['count']}"
+            return done, "complete"
+        parts = self.shards()
+        done += sum(part.done for part in parts)
+        running = any(files.is_locked(each.path / ".lock") for each in (self, *parts))
+        failed = [path for each in (self, *parts) if (path := each.path / "failed.json").is_file()]
+        if failed and not running:
+            return done, f"failed: {files.read_json(failed[0]).get('message')}"
+        return done, f"{'running' if running else 'partial'} {done}/{count}"
 
     def lock(self) -> AbstractContextManager[bool]:
         """Yields whether this process may write to the cell."""
         return files.lock(self.path / ".lock")
+
+    @contextmanager
+    def merging(self) -> Iterator[bool]:
+        """Hold the cell for a moment, one shard after the other.
+
+        Yields whether we do: somebody may be computing all of it.
+        """
+        with files.lock(self.path / ".merge", wait=True), self.lock() as ours:
+            self.__dict__.pop("manifest", None)  # others may have noted something
+            yield ours
+
+    def shard(self, name: str) -> "Cell":
+        """What one of several processes computes of it; a cell of its own until it is taken in."""
+        return Cell(self._shards / files.checked_name(name))
+
+    def shards(self) -> list["Cell"]:
+        """The shards that are not taken in yet."""
+        return [Cell(path) for path in sorted(self._shards.glob("*")) if path.is_dir()]
+
+    @property
+    def _shards(self) -> Path:
+        return self.path.parents[1] / "shards" / self.key
 
     def start(self, manifest: Mapping[str, Any], mixed: bool = False) -> None:
         """Write the manifest, or on a later attempt note in it under which conditions it resumes.
@@ -171,8 +250,61 @@ class Cell:
         """How many pairs of runs each sample has."""
         return Counter(row["sample"] for row in self.latency)
 
+    def take_in_shards(self, mixed: bool = False) -> None:
+        """Make the rows and timed pairs of its shards its own; our lock is held.
+
+        Those that somebody works on stay. Pictures move first and rows come in one step, in the
+        order of the samples, so a killed process leaves nothing that the next one cannot go on
+        from.
+
+        Args:
+            mixed: also those of other code or versions.
+
+        Raises:
+            ToPiError: a shard was computed under other conditions than the cell.
+        """
+        for part in self.shards():
+            with part.lock() as ours:
+                if not ours:
+                    continue
+                if (known := mend(part.path, pictures=self.path)) is not None:
+                    self._take_in(part, known, mixed)
+                if (damaged := part.path / QUARANTINE).is_dir():
+                    damaged.replace(new_quarantine(self.path) / part.key)
+                shutil.rmtree(part.path)
+        with suppress(OSError):
+            self._shards.rmdir()  # unless some are still there
+
+    def _take_in(self, part: "Cell", about: Mapping[str, Any], mixed: bool) -> None:
+        known = self.manifest
+        if (changed := differences(known | {"created": None}, about)) and not mixed:
+            raise ToPiError(
+                f"The shard {part.key} of {self.key} was computed under other conditions "
+                f"({'; '.join(changed)}): remove {part.path}, or allow it with resume=any."
+            )
+        for folder in ("images", "masks"):
+            for path in (part.path / folder).glob("[!.]*"):
+                (self.path / folder).mkdir(exist_ok=True)
+                path.replace(self.path / folder / path.name)
+            if (self.path / folder).is_dir():
+                files.sync(self.path / folder)
+        rows = {row["sample"]: row for row in (*part.rows, *self.rows)}
+        pairs = {(pair["sample"], pair["repeat"]): pair for pair in (*part.latency, *self.latency)}
+        order = {name: _index(row) for name, row in rows.items()}
+        noted = {name: about.get(name) for name in (*PROVENANCE, "created")}
+        noted |= {"shard": part.key, "rows": len(part.rows), "changed": changed}
+        if noted not in (resumed := known.get("resumed", [])):
+            files.write_json(self.path / "manifest.json", known | {"resumed": [*resumed, noted]})
+            self.__dict__.pop("manifest", None)
+        ordered = sorted(pairs.values(), key=lambda p: (order.get(p["sample"], 0), p["repeat"]))
+        files.write_lines(self.path / "latency.jsonl", ordered)
+        files.write_lines(self.path / "rows.jsonl", sorted(rows.values(), key=_index))
+
     def finish(self) -> None:
-        """Say that the cell is complete."""
+        """Say that the cell is complete; its rows are in the order of the samples now."""
+        rows = self.rows
+        if (ordered := sorted(rows, key=_index)) != rows:  # shards were taken in before
+            files.write_lines(self.path / "rows.jsonl", ordered)
         content = {"samples": len(self.rows), "latency": len(self.latency)}
         files.write_json(self.path / "complete.json", content)
 
@@ -182,6 +314,10 @@ class Cell:
             files.write_json(self.path / "failed.json", {"message": message})
         except ToPiError as error:
             log.warning("%s", error)
+
+
+def _index(row: Mapping[str, Any]) -> int:
+    return row.get("index", 0)
 
 
 @dataclass(frozen=True)
@@ -251,35 +387,105 @@ class Store:
         """The full-context outputs of this key, there or not."""
         return FullOutputs(self.root / "full" / files.checked_name(key))
 
-    def load_cells(self) -> list[Cell]:
-        """All cells that have a readable manifest, oldest first."""
+    def compact(self, at_least: int = 1) -> int:
+        """Put finished cells into Parquet files, see `topi.results.compact`; returns how many."""
+        return compact(self.root, at_least)
+
+    def load_cells(self, tidy: bool = False) -> list[Cell]:
+        """All cells that have a readable manifest, oldest first.
+
+        Args:
+            tidy: compact the store before, if there is much to gain and it takes files.
+        """
+        return self._load(self._segments(tidy))
+
+    def find_cells(self, tidy: bool = False) -> list[Cell]:
+        """All cells that have a manifest, damaged ones too, by key; `tidy`: see `load_cells`."""
+        return self._find(self._segments(tidy))
+
+    def tally(self) -> tuple[Counter[str], list[Cell]]:
+        """How many compacted cells each model has, and the other cells; the store is tidied before.
+
+        As `find_cells`, without an object for each of very many cells.
+        """
+        segments = self._segments(tidy=True)
+        held = (about for cells in segments.cells.values() for about in cells.values())
+        return Counter(about.model for about in held), self._others(segments)
+
+    def _others(self, segments: Segments) -> list[Cell]:
+        others = (Cell(self.root / "cells" / key) for key in segments.others)
+        return [cell for cell in others if (cell.path / "manifest.json").is_file()]
+
+    def _segments(self, tidy: bool = False) -> Segments:
+        segments = Segments(self.root)
+        try:
+            if tidy and compact(self.root, WORTH_WHILE, segments):
+                return Segments(self.root)
+        except ToPiError as error:
+            log.warning("%s", error)
+        return segments
+
+    def _load(self, segments: Segments) -> list[Cell]:
         cells = []
-        for cell in self.find_cells():
+        for cell in self._find(segments):
             try:
-                cells.append((str(cell.manifest.get("created", "")), cell.key, cell))
+                cells.append((cell.created, cell.key, cell))
             except ToPiError as error:
                 log.warning("left out: %s", error)
         return [cell for *_, cell in sorted(cells, key=lambda entry: entry[:2])]
 
-    def find_cells(self) -> list[Cell]:
-        """All cells that have a manifest, damaged ones too, by key."""
-        return [Cell(path.parent) for path in sorted(self.root.glob("cells/*/manifest.json"))]
+    def _find(self, segments: Segments) -> list[Cell]:
+        folder = self.root / "cells"
+        held = (pair for cells in segments.cells.values() for pair in cells.items())
+        cells = [Cell(folder / key, summary) for key, summary in held]
+        return sorted([*cells, *self._others(segments)], key=lambda cell: cell.key)
 
-    def rows(self) -> pd.DataFrame:
-        """One line per cell and sample: `CELL_COLUMNS`, `ROW_COLUMNS`, and what else rows hold."""
-        lines = []
-        for cell in self.load_cells():
-            about = {name: cell.manifest[name] for name in CELL_COLUMNS[1:]}
-            lines += [{"cell": cell.key, **about, **row} for row in cell.rows]
-        return _frame(lines, (*CELL_COLUMNS, *ROW_COLUMNS))
+    def rows(self, cells: Iterable[Cell] | None = None) -> "pd.DataFrame":
+        """One line per cell and sample: `CELL_COLUMNS`, `ROW_COLUMNS`, and what else rows hold.
 
-    def latency(self) -> pd.DataFrame:
-        """One line per timed pair of runs: `LATENCY_COLUMNS`; seconds."""
-        lines = [{"cell": c.key, **row} for c in self.load_cells() for row in c.latency]
-        return _frame(lines, LATENCY_COLUMNS)
+        Args:
+            cells: a few of this store; None: all.
+        """
+        return self._frame("rows", cells, (*CELL_COLUMNS, *ROW_COLUMNS))
 
+    def latency(self, cells: Iterable[Cell] | None = None) -> "pd.DataFrame":
+        """One line per timed pair: `LATENCY_COLUMNS`; seconds. `cells`: as for `rows`."""
+        return self._frame("latency", cells, LATENCY_COLUMNS)
 
-def _frame(lines: list[dict[str, Any]], columns: tuple[str, ...]) -> pd.DataFrame:
-    frame = pd.DataFrame(lines)
-    more = [name for name in frame.columns if name not in columns]
-    return frame.reindex(columns=[*columns, *more])
+    def _frame(
+        self, name: str, cells: Iterable[Cell] | None, columns: Sequence[str]
+    ) -> "pd.DataFrame":
+        """The records of cells in the given columns and then what else there is."""
+        import pandas as pd
+
+        segments = self._segments()
+        chosen = self._load(segments) if cells is None else list(cells)
+        logged = [cell for cell in chosen if cells is not None or cell.compacted is None]
+        lines = [{"cell": cell.key, **row} for cell in logged for row in getattr(cell, name)]
+        frames = [pd.DataFrame(lines)]
+        if cells is None and (tables := list(segments.scan(name))):
+            frames.insert(0, concat(tables).to_pandas(split_blocks=True, self_destruct=True))
+        frame = pd.concat([each for each in frames if len(each)] or frames)
+        if "label" in columns and len(frame):
+            about = {cell.key: {n: cell.manifest[n] for n in CELL_COLUMNS[1:]} for cell in chosen}
+            for column in CELL_COLUMNS[1:]:
+                known = {key: facts[column] for key, facts in about.items()}
+                frame[column] = frame["cell"].map(known.get)
+        more = [column for column in frame.columns if column not in columns]
+        return frame.reindex(columns=[*columns, *more])
+
+    def moments(self, names: Sequence[str]) -> "pd.DataFrame":
+        """Sums over the samples of each cell and category, from which means of any group follow.
+
+        Returns:
+            One line per cell and category: `cell, category, n`, and for each of `names` the number
+            of finite values, their sum and the sum of their squares, and the number of infinite
+            ones, as `<name>_n`, `<name>_sum`, `<name>_squares`, `<name>_infinite`.
+        """
+        segments = self._segments()
+        wanted = ("category", *names)
+        tables = segments.scan("rows", wanted)
+        others = self.rows([cell for cell in self._load(segments) if cell.compacted is None])
+        others = pa.Table.from_pandas(others[["cell", *wanted]], preserve_index=False)
+        sums = [moments(table, names) for table in (*tables, others) if len(table)]
+        return pa.concat_tables(sums).to_pandas()

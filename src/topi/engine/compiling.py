@@ -1,0 +1,94 @@
+"""torch.compile with methods: blocks are compiled, hooks stay outside.
+
+A hook inside a compiled region is run once, when it is traced: a transformer that is compiled as a
+whole would take every step for the first one and never drop a token. So each block is compiled
+inside its hook, with dynamic lengths, and one graph serves every number of tokens.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from topi.errors import ToPiError
+from topi.models.adapter import Adapter, adapter_for, is_compiled_whole
+
+ADVICE = "its hooks would be frozen into the graph; compile with `topi.compile(pipe)` instead"
+
+
+class CompiledForward:
+    """A block's forward, compiled; `eager` is for calls in which a method looks inside.
+
+    Args:
+        forward: of the block.
+        options: of `torch.compile`.
+    """
+
+    def __init__(self, forward: Callable[..., Any], **options: Any) -> None:
+        self.eager = forward
+        self.compiled = torch.compile(forward, **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.compiled(*args, **kwargs)
+
+
+def compile(model: Any, dynamic: bool = True, **options: Any) -> Any:
+    """Compile the blocks of a pipeline's transformer so that methods can be attached afterwards.
+
+    At most one graph per kind of block and attention processor, whatever numbers of tokens come.
+    Methods that merge tokens, and the steps and layers at which a method scores, run uncompiled.
+
+    Args:
+        model: a pipeline or its transformer; compiling it again changes nothing.
+        dynamic: one graph for all lengths; False: one for each, which pays if they repeat
+            (`round_to=64`).
+        options: others of `torch.compile`, such as `mode` and `backend`.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ToPiError: a method is attached, or the transformer or its blocks are compiled already in a
+            way that methods cannot be used with.
+    """
+    from topi.engine.hooks import hooked  # which builds on this module
+
+    adapter = adapter_for(model)
+    if hooked(adapter.transformer):
+        raise ToPiError(
+            "A method is attached; leave its `with` block, compile, and attach it again."
+        )
+    refuse_frozen_hooks(adapter)
+    for block in adapter.blocks:
+        if not isinstance(block.forward, CompiledForward):
+            block.forward = CompiledForward(block.forward, dynamic=dynamic, **options)
+    return model
+
+
+def eager_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """What `forward` runs without compilation."""
+    return getattr(forward, "eager", forward)
+
+
+def refuse_frozen_hooks(adapter: Adapter, pipeline: Any = None) -> None:
+    """Make sure that hooks on the transformer and its blocks are run at every call.
+
+    Raises:
+        ToPiError: they would be traced.
+    """
+    current = getattr(pipeline, "transformer", adapter.transformer)
+    whole = is_compiled_whole(current) or _compiles_its_call(adapter.transformer)
+    if whole:
+        raise ToPiError(
+            f"The {type(adapter.transformer).__name__} is compiled as a whole: {ADVICE}."
+        )
+    if any(map(_compiles_its_call, adapter.blocks)):
+        raise ToPiError(
+            f"The blocks of this {type(adapter.transformer).__name__} are compiled around their "
+            f"hooks (`compile_repeated_blocks`): {ADVICE}."
+        )
+
+
+def _compiles_its_call(module: nn.Module) -> bool:
+    return getattr(module, "_compiled_call_impl", None) is not None

@@ -1,0 +1,96 @@
+"""Which scoring kernel is fastest here, and how far each is off: `python -m ...scoring_speed`.
+
+At real size on a GPU, scaled down elsewhere. The error is that of a layer's score (Eq. 9) in the
+model's precision against float64 sums of the very same inputs, and how many tokens that Eq. 10
+keeps are others. One line of JSON per kernel.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from topi.engine.attention import scored_by
+from topi.engine.clock import Span
+from topi.engine.column_mass import KERNELS
+from topi.methods.topi import DEFAULT_TAU, influence, smallest_set
+from topi.models import Layout
+
+REAL = (24, 128, Layout(512, (64, 64), ((64, 64),)))
+SCALED_DOWN = (4, 64, Layout(32, (16, 16), ((16, 16),)))
+
+
+def inputs(
+    heads: int, width: int, layout: Layout, dtype: torch.dtype, device: torch.device, seed: int = 0
+) -> list[Tensor]:
+    """Query, key, value [1, S, H, D] with a few keys that draw attention, as in a trained model."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (1, layout.n_text + layout.n_image, heads, width)
+    query, key, value = (torch.randn(shape, generator=generator) for _ in range(3))
+    key *= torch.rand(shape[:2], generator=generator)[..., None, None].mul(2).exp() / 2
+    return [states.to(device, dtype) for states in (query, key, value)]
+
+
+def exact(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
+    """Eq. 9 in float64, head by head: [1, |C|]."""
+    score = 0
+    norms = torch.linalg.vector_norm(value[:, layout.references].double(), dim=-1).mT
+    for head in range(query.shape[2]):
+        rows = query[:, layout.targets, head].double() * query.shape[-1] ** -0.5
+        weights = (rows @ key[:, :, head].double().mT).softmax(-1)
+        score = score + norms[:, head] * weights[..., layout.references].sum(1)
+    return score
+
+
+def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Median time of `work` after three runs that do not count."""
+    spans = []
+    for _ in range(3 + repeats):
+        span = Span(device)
+        work()
+        spans.append(span.stop())
+    return median(span.seconds for span in spans[3:])
+
+
+def compare(kernel: str, states: list[Tensor], layout: Layout, truth: Tensor) -> dict[str, float]:
+    """How far a kernel's score is off: largest and mean relative error, tokens kept otherwise."""
+    with scored_by(kernel):
+        score = influence(*states, layout, None).double()
+    error = (score - truth).abs() / truth
+    kept, wanted = (smallest_set(each, DEFAULT_TAU) for each in (score, truth))
+    return {
+        "largest_relative_error": float(error.max()),
+        "mean_relative_error": float(error.mean()),
+        "kept": int(wanted.sum()),
+        "kept_otherwise": int((kept != wanted).sum()),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print a line per kernel, the fastest first."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=20)
+    parsed = parser.parse_args(arguments)
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    heads, width, layout = REAL if on_gpu else SCALED_DOWN
+    states = inputs(heads, width, layout, torch.bfloat16, device)
+    truth = exact(*states, layout)
+    lines = []
+    for kernel in ("chunked", *(name for name in KERNELS if on_gpu or name != "triton")):
+        line = {"kernel": kernel, "device": device.type, "real_size": on_gpu}
+        line |= compare(kernel, states, layout, truth)
+        with scored_by(kernel):
+            work = partial(influence, *states, layout, None)
+            line["seconds"] = seconds(work, device, parsed.repeats)
+        lines.append(line)
+    for line in sorted(lines, key=lambda line: line["seconds"]):
+        print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Fewer denoising steps: the floor of all that makes steps cheaper."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any, ClassVar
+
+import numpy as np
+
+from topi.errors import ToPiError
+from topi.methods.base import Call, Method
+
+
+def thinned(sigmas: Any, count: int) -> list[float]:
+    """A schedule of noise levels in `count` steps: linear between those given, 0 at the end."""
+    levels = np.append(np.asarray(sigmas, dtype=float), 0.0)
+    return np.interp(np.linspace(0, len(sigmas), count, endpoint=False), range(len(levels)), levels)
+
+
+@dataclass
+class FewerSteps(Method):
+    """Run a share of the steps; in the trace each stands for the calls of the full run it replaces.
+
+    Args:
+        share: of the steps that run, at least one, in (0, 1].
+    """
+
+    variants: ClassVar = {"fewer_steps": {}}
+
+    share: float = 0.5
+    _steps: tuple[int, int] = field(default=(1, 1), init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Check the share.
+
+        Raises:
+            ToPiError: it is out of range.
+        """
+        if not isinstance(self.share, int | float) or not 0 < self.share <= 1:
+            raise ToPiError(f"share={self.share!r} must be a number in (0, 1].")
+
+    @contextmanager
+    def around(self, model: Any) -> Iterator[None]:
+        """Hold the pipeline's scheduler, which makes the steps.
+
+        Raises:
+            ToPiError: it is no pipeline; or, inside, its scheduler is not told noise levels.
+        """
+        scheduler = getattr(model, "scheduler", None)
+        if scheduler is None:
+            raise ToPiError("FewerSteps needs the pipeline's scheduler; attach to the pipeline.")
+        stock = scheduler.set_timesteps
+
+        @wraps(stock)  # pipelines look at the signature
+        def set_timesteps(*args: Any, sigmas: Any = None, **kwargs: Any) -> None:
+            if sigmas is None:
+                raise ToPiError("FewerSteps thins out noise levels, but the pipeline gives none.")
+            full, count = len(sigmas), max(1, round(self.share * len(sigmas)))
+            self._steps = full, count
+            stock(*args, sigmas=sigmas if count == full else thinned(sigmas, count), **kwargs)
+
+        scheduler.set_timesteps = set_timesteps
+        try:
+            yield
+        finally:
+            del scheduler.set_timesteps
+
+    def begin(self, call: Call) -> None:
+        """Of the full run's steps, as many as lie between this step and the next."""
+        full, count = self._steps
+        bounds = ((call.step + ahead) * full // count for ahead in (1, 0))
+        call.record.stands_for = next(bounds) - next(bounds)

@@ -1,0 +1,232 @@
+"""ToPi-KV: store the keys and values of the reference tokens that ToPi keeps.
+
+An anchor scores as ToPi and stores what the kept tokens are to every layer; between anchors no
+reference token is computed at all, and the target attends to the stored ones. Ours; no paper.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from topi.errors import ToPiError
+from topi.methods.base import Call, check_one_of, check_share, check_whole
+from topi.methods.kv_store import KVReuse, KVStore, Pair, take
+from topi.methods.temporal import relative_change
+from topi.methods.topi import static_set
+from topi.methods.topi_cover import ToPiCover
+from topi.models import Layout, ModelFacts
+
+SELECTIONS = ("top", "cover")
+
+
+def coarse_grid(grid: tuple[int, int], stride: int) -> Tensor:
+    """Every `stride`-th token along rows and columns, from the middle of the first cell on: [n]."""
+    rows, columns = (torch.arange(min(stride // 2, size - 1), size, stride) for size in grid)
+    return (rows[:, None] * grid[1] + columns).flatten()
+
+
+@dataclass
+class ToPiKV(KVReuse, ToPiCover):
+    """ToPi whose kept tokens are stored instead of computed; `KVStore` tells the memory.
+
+    An anchor holds the pairs of all reference tokens. After it only those of the kept ones stay, if
+    the mask does (not for `selection="cover"` with `redraw="step"`, nor with `extrapolate`, which
+    holds those of two anchors).
+
+    Args:
+        front_layers: layers that compute all reference tokens at every step.
+        selection: "top": ToPi's own; "cover": that of `ToPiCover`, whose parameters are read then.
+        per_layer: every layer that stores is also scored, and keeps its own tokens.
+        coarse: also keep every `coarse`-th token along rows and columns, whatever its score; 0: no.
+        live: share of the reference tokens that every step computes, in turn: those that cover most
+            of the scores, lately computed ones damped (see `ToPiCover`). Their new pairs go to the
+            store.
+        extrapolate: carry keys and values on linearly in the timestep, from the two latest steps
+            that ran in full; False: as they were.
+        drift: an anchor comes when the target's keys in the scored layers have changed by more
+            than this (mean absolute, relative) since the last one, not every `update_every` steps.
+    """
+
+    variants: ClassVar = {"topi_kv": {}}
+    dropped: ClassVar[str] = "prune"  # nothing is there to merge
+
+    score: str = "influence"
+    selection: str = "top"
+    per_layer: bool = False
+    coarse: int = 0
+    live: float = 0.0
+    extrapolate: bool = False
+    drift: float | None = None
+    _before: KVStore = field(default_factory=KVStore, init=False, repr=False, compare=False)
+    _times: dict[str, list[float]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _seen: dict[str, dict[int, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _layer_scores: dict[int, dict[str, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _layer_kept: dict[str, dict[int, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _probes: dict[tuple[str, int], Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _due: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
+    _renewed: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _live: dict[str, tuple[int, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_one_of("selection", self.selection, SELECTIONS)
+        check_whole("coarse", self.coarse, least=0)
+        check_share("live", self.live)
+        if self.live and self.extrapolate:
+            raise ToPiError("live tokens are up to date; leave extrapolate off.")
+        if self.drift is not None and not self.drift >= 0:
+            raise ToPiError(f"drift={self.drift!r} must be a number of at least 0.")
+        if self.per_layer and self.covers:
+            raise ToPiError("per_layer goes with selection=top; a cover has one mask for all.")
+
+    @property
+    def covers(self) -> bool:
+        """By `selection`."""
+        return self.selection == "cover"
+
+    def prepare(self, model: ModelFacts) -> None:
+        """Every layer that stores is scored where each has tokens of its own."""
+        super().prepare(model)
+        if self.per_layer:
+            self._layers = frozenset(range(self.front_layers, model.depth))
+
+    def reset(self) -> None:
+        """Free all stores."""
+        super().reset()
+        self._before, self._times, self._seen = KVStore(), {}, {}
+        self._layer_scores, self._layer_kept, self._probes, self._due = {}, {}, {}, set()
+        self._renewed, self._live = {}, {}
+
+    def is_anchor(self, step: int) -> bool:
+        """On schedule, or where the drift has become too large."""
+        if self.drift is None:
+            return super().is_anchor(step)
+        return step == self.first_anchor or step in self._due
+
+    def fills_store(self, call: Call) -> bool:
+        """Anchors; to extrapolate from, all steps that run in full."""
+        return self.runs_in_full(call) if self.extrapolate else super().fills_store(call)
+
+    def begin(self, call: Call) -> None:
+        """What a full step will store replaces what there is."""
+        super().begin(call)
+        if self._scored_step == call.step and not self._scores:
+            self._layer_scores = {}
+        if self.fills_store(call):
+            self._seen.pop(call.branch, None)
+            if self.extrapolate:
+                self._before.pairs[call.branch] = self._store.pairs.pop(call.branch, {})
+                self._times.setdefault(call.branch, []).append(call.timestep)
+
+    def attend(
+        self, call: Call, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> None:
+        """Store what live tokens are now, and see how far the target's keys have drifted."""
+        super().attend(call, layer, query, key, value, mask)
+        if (live := self.live_tokens(call)) is not None and layer >= self.front_layers:
+            n, pair = len(live), self._store.get(call.branch, layer)
+            for stored, new in zip(pair, (key, value), strict=True):
+                stored[:, live.to(stored.device)] = new[:, -n:]
+        if self.drift is None or layer not in self._layers or call.step < self.first_anchor:
+            return
+        targets = key[:, call.layout.targets]
+        if call.record.anchor:
+            self._probes[call.branch, layer] = targets.clone()
+        elif relative_change(targets, self._probes[call.branch, layer]) > self.drift:
+            self._due.add(call.step + 1)
+
+    def add_scores(self, call: Call, layer: int, scores: Tensor) -> None:
+        """By layer, where each has tokens of its own."""
+        super().add_scores(call, layer, scores)
+        if self.per_layer:
+            self._layer_scores.setdefault(layer, {})[call.branch] = scores
+
+    def end(self, call: Call) -> None:
+        """Choose the tokens of each layer, where these differ."""
+        super().end(call)
+        if self.per_layer and self._scores_now(call):
+            with call.timed("selection_seconds"):
+                mask = self._mask_of(call.branch)
+                self._layer_kept[mask] = {
+                    layer: self.chosen(call, scores) for layer, scores in self._layer_scores.items()
+                }
+                self._kept[mask] = torch.cat([*self._layer_kept[mask].values()]).unique()
+
+    def choose(self, scores: Tensor, layout: Layout, mass: Tensor | None = None) -> Tensor:
+        """ToPi's choice, and the coarse grid."""
+        kept = super().choose(scores, layout, mass)
+        if self.coarse:
+            for grid, image in zip(layout.reference_grids, layout.reference_slices, strict=True):
+                kept[:, image.start + coarse_grid(grid, self.coarse)] = True
+        return kept
+
+    def live_tokens(self, call: Call) -> Tensor | None:
+        """The tokens whose turn it is to be computed: ascending indices, None for none."""
+        if not self.live or self.runs_in_full(call):
+            return None
+        mask = self._mask_of(call.branch)
+        if self._live.get(mask, (None,))[0] != call.step:
+            with call.timed("selection_seconds"):
+                tokens = self.in_turn(
+                    mask, call.layout, self._renewed, lambda worth, _: static_set(worth, self.live)
+                )
+                self._live[mask] = call.step, tokens
+        return self._live[mask][1]
+
+    def seen(self, call: Call) -> Tensor:
+        """The tokens kept; the others leave the store if they will not be asked for again."""
+        kept = self.kept(call)
+        if (live := self.live_tokens(call)) is not None:
+            kept = torch.cat([kept, live]).unique()
+        if (self.covers and self.redraw == "step") or self.extrapolate or self.live:
+            self._seen[call.branch] = self._rows_of(call, kept)
+        elif call.branch not in self._seen:
+            self._seen[call.branch] = rows = self._rows_of(call, kept)
+            pairs = self._store.pairs[call.branch]
+            for layer in pairs:
+                pairs[layer] = take(pairs[layer], rows[layer])
+        return torch.cat([*self._seen[call.branch].values()]).unique()
+
+    def _rows_of(self, call: Call, kept: Tensor) -> dict[int, Tensor]:
+        """The tokens that each layer in store keeps."""
+        of_layers = self._layer_kept.get(self._mask_of(call.branch), {})
+        layers = self._store.pairs[call.branch]
+        return {layer: of_layers.get(layer, kept).to(call.device) for layer in layers}
+
+    def stored(self, call: Call, layer: int, key: Tensor, value: Tensor) -> Pair | None:
+        """The kept tokens' pairs, carried on to the time of the call."""
+        pair = super().stored(call, layer, key, value)
+        rows = self._seen.get(call.branch, {}).get(layer)
+        if pair is None or rows is None:
+            return pair
+        if (live := self.live_tokens(call)) is not None:
+            rows = rows[~torch.isin(rows, live.to(rows.device))]
+        if pair[0].shape[1] == call.layout.n_reference:
+            pair = take(pair, rows)
+        before = self._before.get(call.branch, layer)
+        if before is None:
+            return pair
+        earlier, latest = self._times[call.branch][-2:]
+        ahead = (call.timestep - latest) / (latest - earlier)
+        return tuple(
+            now + ahead * (now - then) for now, then in zip(pair, take(before, rows), strict=True)
+        )
+
+    @property
+    def store_bytes(self) -> int:
+        """Both stores."""
+        return self._store.nbytes + self._before.nbytes

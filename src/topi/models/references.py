@@ -1,0 +1,70 @@
+"""References of another size than the pipeline would give them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from topi.errors import ToPiError
+from topi.models.adapter import Grid
+
+
+def resized(picture: Tensor, scale: float, token: int) -> Tensor:
+    """Pictures [..., H, W] in [-1, 1] at `scale` of each side, in tokens of `token` pixels."""
+    *front, height, width = picture.shape
+    size = tuple(max(1, round(side * scale / token)) * token for side in (height, width))
+    flat = picture.reshape(-1, 1, height, width)
+    flat = F.interpolate(flat.float(), size, mode="bicubic", antialias=True).clamp(-1, 1)
+    return flat.reshape(*front, *size).to(picture.dtype)
+
+
+@contextmanager
+def resized_references(pipe: Any, scale: float) -> Iterator[list[Grid]]:
+    """Let a pipeline encode its references at `scale` of each side, and count their positions so.
+
+    Only the transformer sees them so: a text encoder that reads references gets them whole.
+
+    Yields:
+        The token grids that the references would have had, from the pipeline's next call on.
+
+    Raises:
+        ToPiError: it is no pipeline; or, inside, a reference is given as latents.
+    """
+    stock = getattr(pipe, "prepare_latents", None)
+    if stock is None:
+        raise ToPiError(
+            "References are resized by the pipeline; attach to it, not the transformer."
+        )
+    token = pipe.vae_scale_factor * 2
+    full: list[Grid] = []
+    shapes: list[tuple[int, int, int]] = []
+
+    def prepare(image: Any, *args: Any, **kwargs: Any) -> Any:
+        if image is None:
+            full.clear()
+            return stock(image, *args, **kwargs)
+        pictures = image if isinstance(image, list) else [image]
+        if any(picture.shape[1] != 3 for picture in pictures):
+            raise ToPiError("The reference is given as latents; give the picture to resize it.")
+        full[:] = [(p.shape[-2] // token, p.shape[-1] // token) for p in pictures]
+        small = [resized(picture, scale, token) for picture in pictures]
+        shapes[:] = [(1, p.shape[-2] // token, p.shape[-1] // token) for p in small]
+        return stock(small if isinstance(image, list) else small[0], *args, **kwargs)
+
+    def recount(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        # Qwen's pipelines tell the grids apart from the latents; the list stays the same object,
+        # by which steps of one pipeline call are told
+        for sample in {id(sample): sample for sample in kwargs.get("img_shapes", ())}.values():
+            if len(sample) == 1 + len(shapes):
+                sample[1:] = shapes
+        return args, kwargs
+
+    pipe.prepare_latents = prepare
+    undo = pipe.transformer.register_forward_pre_hook(recount, with_kwargs=True)
+    try:
+        yield full
+    finally:
+        undo.remove()
+        del pipe.prepare_latents

@@ -1,0 +1,227 @@
+"""Every method over its own knob: which settings no other beats in both quality and speed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from topi.report.figures import STYLE, method_style
+from topi.report.paper_tables import BY_NAME, points_of
+from topi.report.sheet import PAGE
+from topi.report.suite import Suite
+from topi.report.tables import CATEGORIES, COLUMNS, Column, category_title
+from topi.report.text_table import Text, TextTable
+from topi.results.store import Store
+
+KNOBS = frozenset({"tau", "ratio", "cache_every", "cache.threshold", "cache.interval"})
+KNOBS |= {"update_every", "threshold", "share", "scale"}
+"""Parameters along which a method has a curve; any other makes a variant with its own."""
+ABLATIONS = frozenset({"layers", "score", "dropped", "update_every"})
+"""Parameters of ToPi that Tables 2 to 5 vary to show what it needs; no rivals of their own."""
+LEVELS = (1.2, 1.5, 2.0)
+"""Speed-ups at which the leaderboard ranks."""
+SPEEDS = ("flop_speedup", "speedup")
+
+
+def family(label: str) -> str:
+    """The curve that a label is a point of: `topi tau=0.8 cache=teacache` is of topi + teacache."""
+    method, *words = label.split()
+    words = [word for word in words if word.partition("=")[0] not in KNOBS]
+    cache = [word.removeprefix("cache=") for word in words if word.startswith("cache=")]
+    rest = [word for word in words if not word.startswith("cache=")]
+    name = ", ".join([method, *rest])
+    return " + ".join([name] * (name != "full" or not cache) + cache)
+
+
+def pareto_points(suite: Suite) -> pd.DataFrame:
+    """Every complete cell of a suite that is a method's, as `points_of`; `method` is its family."""
+    curves: dict[str, list[str]] = {}
+    for label in suite.labels:
+        method, *words = label.split()
+        ablated = method == "topi" and ABLATIONS & {word.partition("=")[0] for word in words}
+        if label != "full" and not ablated:
+            curves.setdefault(family(label), []).append(label)
+    return points_of(suite, dict(sorted(curves.items())))
+
+
+def speed_of(points: pd.DataFrame) -> Column:
+    """The measured speed-up where all points were timed, else the FLOP-ideal one."""
+    pooled = points[points["category"] == "all"]
+    timed = len(pooled) and pooled["speedup"].notna().all()
+    return BY_NAME["speedup" if timed else "flop_speedup"]
+
+
+def on_front(speed: Sequence[float], score: Sequence[float]) -> np.ndarray:
+    """Which points no other one beats: none is at least as good in both and better in one [n].
+
+    More is better in both. A point without a number is not on the front.
+    """
+    speed, score = np.asarray(speed, float), np.asarray(score, float)
+    known = ~(np.isnan(speed) | np.isnan(score))
+    as_good = (speed[:, None] >= speed) & (score[:, None] >= score)
+    better = (speed[:, None] > speed) | (score[:, None] > score)
+    return known & ~(as_good & better & known[:, None]).any(0)
+
+
+def leaderboard(suite: Suite) -> TextTable:
+    """Per level of speed the best setting of every method that reaches it, best PSNR first.
+
+    The notes compare the first with the second of each level, paired by sample.
+    """
+    points = pareto_points(suite)
+    points = points[points["category"] == "all"]
+    speed = speed_of(points)
+    points = points.assign(front=on_front(points[speed.name], points["psnr"]))
+    rows, frames, notes = [], [], []
+    for level in LEVELS:
+        fast = points[(points[speed.name] >= level) & points["psnr"].notna()]
+        best = fast.sort_values("psnr", ascending=False, kind="stable").drop_duplicates("method")
+        for number, (_, line) in enumerate(best.iterrows()):
+            fields = [Text(f"≥ {level:g}×" if number == 0 else ""), Text(line["label"])]
+            fields += [
+                Text(_shown(line, c), best=number == 0 and c.name == "psnr") for c in COLUMNS
+            ]
+            rows.append((*fields, Text("yes" if line["front"] else "")))
+        frames.append(best.assign(level=level, rank=range(1, len(best) + 1)))
+        if len(best) > 1:
+            first, second = best["label"].iloc[:2]
+            gap = suite.run(first).minus(suite.run(second), "psnr")
+            notes.append(
+                f"At {level:g}× and more, {first} is {gap.value:+.2f} dB [{gap.low:+.2f}, "
+                f"{gap.high:+.2f}] from {second} (paired, n={gap.n})."
+            )
+    return TextTable(
+        name="leaderboard",
+        title=f"Best setting of every method by {speed.title.lower()} speed-up: {suite.model}",
+        headings=("Speed", "Cell", *(column.heading for column in COLUMNS), "Front"),
+        rows=tuple(rows),
+        frame=pd.concat(frames) if frames else points,
+        notes=(
+            "A method stands at a level with its setting of the highest PSNR to full context among "
+            f"those whose {speed.title.lower()} speed-up reaches it. Front: no setting of any "
+            "method is at least as good in both and better in one.",
+            *(["Numbers of a stand-in, never those of FLUX or Qwen."] if suite.stand_in else []),
+            *notes,
+        ),
+        keys={line["label"]: tuple(line["cells"].split()) for _, line in points.iterrows()},
+    )
+
+
+def _shown(line: pd.Series, column: Column) -> str:
+    value = line[column.name]
+    if not np.isfinite(value):
+        return "∞" if value == inf else "–"
+    text = f"{value:.{column.digits}f}{column.unit}"
+    if column.name == "psnr" or column.interval:
+        low, high = line[f"{column.name}_low"], line[f"{column.name}_high"]
+        text += f" [{low:.{column.digits}f}, {high:.{column.digits}f}]"
+    return text
+
+
+@plt.style.context(STYLE)
+def pareto(store: Store, suites: Sequence[Suite]) -> Figure | None:
+    """PSNR over FLOP-ideal and measured speed-up, the Pareto front marked; 95 % intervals."""
+    panels = []
+    for suite in suites:
+        points = pareto_points(suite)
+        pooled = points[points["category"] == "all"]
+        for name in SPEEDS:
+            panels.append((suite.model, "", pooled, BY_NAME[name]))
+    return _panels(panels, columns=2, bars=True)
+
+
+@plt.style.context(STYLE)
+def pareto_categories(store: Store, suites: Sequence[Suite]) -> Figure | None:
+    """The same for each category, over the measured speed-up if all was timed."""
+    found = {suite.model: pareto_points(suite) for suite in suites}
+    speed = speed_of(pd.concat(found.values())) if found else BY_NAME["flop_speedup"]
+    panels = [
+        (model, category_title(category), points[points["category"] == category], speed)
+        for model, points in found.items()
+        for category in CATEGORIES
+    ]
+    return _panels(panels, columns=4)
+
+
+def _panels(
+    panels: Sequence[tuple[str, str, pd.DataFrame, Column]], columns: int, bars: bool = False
+) -> Figure | None:
+    """A row of panels per model; a line per method through its settings, the front in black."""
+    families = sorted({name for _, _, points, _ in panels for name in points["method"]})
+    if not families:
+        return None
+    lines, legend = len(panels) // columns, -(-len(families) // LEGEND)
+    size = (PAGE, (2.6 if columns == 2 else 2.0) * lines + 0.17 * legend + 0.3)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, sharey="row")
+    styles = method_style(families)
+    handles = {}
+    for number, (ax, (model, title, points, speed)) in enumerate(
+        zip(axes.flat, panels, strict=True)
+    ):
+        handles |= _curves(ax, points, speed, styles, bars)
+        ax.axvline(1, color="0.6", linewidth=0.8, linestyle=":")
+        if title and number < columns:
+            ax.set_title(title)
+        if number >= len(panels) - columns:
+            short = "\nspeed-up (×)" if columns > 2 else " speed-up over full (×)"
+            ax.set_xlabel(f"{speed.title}{short}")
+        if number % columns == 0:
+            ax.set_ylabel(f"{model}\nPSNR to full (dB)")
+    names = [*families, FRONT]
+    figure.legend(
+        [handles[name] for name in names if name in handles],
+        [name for name in names if name in handles],
+        loc="outside upper center",
+        ncols=LEGEND,
+        fontsize=6,
+        handlelength=2,
+        columnspacing=1,
+    )
+    return figure
+
+
+FRONT = "Pareto front"
+LEGEND = 4  # columns
+
+
+def _curves(
+    ax: Axes, points: pd.DataFrame, speed: Column, styles: dict[str, dict], bars: bool
+) -> dict[str, object]:
+    """Draw the curves of one panel and its front; returns what the legend shows of each."""
+    shown = points[np.isfinite(points["psnr"]) & points[speed.name].notna()]
+    handles = {}
+    for name, group in shown.groupby("method", sort=False):
+        group = group.sort_values("flop_speedup")
+        ends = {
+            f"{axis}err": np.stack([group[c] - group[f"{c}_low"], group[f"{c}_high"] - group[c]])
+            for axis, c in (("x", speed.name), ("y", "psnr"))
+        }
+        handles[name] = ax.errorbar(
+            group[speed.name],
+            group["psnr"],
+            **({axis: np.clip(each, 0, None) for axis, each in ends.items()} if bars else {}),
+            elinewidth=0.4,
+            linewidth=0.8,
+            markersize=3,
+            **styles[name],
+        )
+    front = shown[on_front(shown[speed.name], shown["psnr"])].sort_values(speed.name)
+    if len(front):
+        (handles[FRONT],) = ax.plot(
+            front[speed.name],
+            front["psnr"],
+            color="black",
+            linewidth=1.6,
+            alpha=0.5,
+            marker="o",
+            markersize=7,
+            markerfacecolor="none",
+            zorder=0,
+        )
+    return handles

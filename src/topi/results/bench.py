@@ -1,0 +1,81 @@
+"""What `topi bench` leaves on disk: how fast a model is in full and under each method.
+
+    bench/<model>-<key>/manifest.json   model, weights, sizes, device, versions; written first
+                        rows.jsonl      one line per timed pair of runs, appended as they come
+
+Seconds in a row are those of one run of the pipeline; `_full` of the unmodified model, `_method` of
+the method right after it. `total` is end to end with the VAE, `transformer` what all calls of the
+transformer took. `peak_bytes` is the most device memory held at once; None on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from topi.results import files
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class BenchRun:
+    """One benchmark; reading it needs no torch."""
+
+    path: Path
+
+    @property
+    def key(self) -> str:
+        """The name of its folder."""
+        return self.path.name
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What was run.
+
+        Raises:
+            ToPiError: it is damaged or of another schema.
+        """
+        return files.read_schema(
+            self.path / "manifest.json", SCHEMA, "benchmark", "run `topi bench` again."
+        )
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The timed pairs, in the order in which they came."""
+        return files.read_lines(self.path / "rows.jsonl")[0]
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The same as a frame."""
+        return pd.DataFrame(self.rows)
+
+    def lock(self) -> AbstractContextManager[bool]:
+        """Yields whether this process may write."""
+        return files.lock(self.path / ".lock")
+
+    def start(self, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest, once."""
+        if not (self.path / "manifest.json").is_file():
+            files.write_json(self.path / "manifest.json", {"schema": SCHEMA, **manifest})
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a timed pair."""
+        files.append(self.path / "rows.jsonl", row)
+
+
+def bench_run(store: Path | str, key: str) -> BenchRun:
+    """The benchmark of this key, there or not."""
+    return BenchRun(Path(store) / "bench" / key)
+
+
+def load_benches(store: Path | str) -> list[BenchRun]:
+    """All benchmarks with rows, by their keys."""
+    paths = sorted(Path(store).glob("bench/*/manifest.json"))
+    return [run for path in paths if (run := BenchRun(path.parent)).rows]

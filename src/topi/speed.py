@@ -1,0 +1,269 @@
+"""From a command line to a benchmark: `topi bench`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from topi.config import Config, ConfigError, check_choice, read_config, sentence
+from topi.errors import ToPiError
+from topi.results.bench import BenchRun, bench_run
+from topi.results.keys import digest
+from topi.results.provenance import provenance
+
+if TYPE_CHECKING:
+    from topi.data import EditSample
+    from topi.evaluation.bench import Variant
+    from topi.methods import Method
+    from topi.models import ModelFacts
+    from topi.models.editor import Editor
+
+WEIGHTS = ("own", "random")
+SCORING = ("chunked", "flash", "triton")
+PERIOD = 10
+"""Steps from anchor to anchor (section 5.1); a run of so many is one interval."""
+SCALED_DOWN = {"dtype": "float32", "front_layers": 1, "representative_layers": (1, 2, 3)}
+SCALED_SIZE = 256  # pixels
+"""What a machine without a GPU runs in place of a published size; `models.random` has the rest."""
+READS = ("model", "seed", "store")
+
+
+@dataclass
+class BenchConfig:
+    """The keys of `topi bench` beside those of `run.py`.
+
+    Args:
+        weights: "own": those of the model; "random": of its published size, drawn on the device.
+        methods: of the registry; empty: all.
+        keep: shares of tokens to keep.
+        repeats: timed pairs of each line; `warmup` pairs of each are thrown away before.
+        size: side of the picture in pixels; None: the model's.
+        references: how many pictures of that size are the context. One that takes a single picture
+            gets them side by side.
+        steps: denoising steps; one in ten is an anchor.
+        compile: time with compiled blocks, full and methods alike; `backend` is torch.compile's.
+        trim_last: every method's last block computes target rows only (see `Method.__call__`).
+        kernel: what sums attention weights at anchors: "chunked", "flash" or "triton".
+    """
+
+    weights: str = "own"
+    methods: list[str] = field(default_factory=list)
+    keep: list[float] = field(default_factory=lambda: [0.2, 0.3, 0.5, 0.7])
+    repeats: int = 3
+    warmup: int = 1
+    size: int | None = None
+    references: int = 1
+    steps: int = PERIOD
+    compile: bool = False
+    backend: str = "inductor"
+    trim_last: bool = False
+    kernel: str = "chunked"
+
+
+def read_bench(overrides: Sequence[str]) -> tuple[BenchConfig, list[str]]:
+    """The keys of `topi bench`, and the overrides that are left for `conf/`.
+
+    Raises:
+        ConfigError: a value of the wrong type or out of range.
+    """
+    config, rest = own_keys(BenchConfig, overrides)
+    check_choice("weights", config.weights, WEIGHTS)
+    check_choice("kernel", config.kernel, SCORING)
+    for name in ("repeats", "references", "steps"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name}={getattr(config, name)} must be at least 1.")
+    for keep in config.keep:
+        if not 0 < keep <= 1:
+            raise ConfigError(f"keep={keep} must be in (0, 1].")
+    return config, rest
+
+
+def own_keys(schema: type, overrides: Sequence[str]) -> tuple[Any, list[str]]:
+    """The overrides whose keys are fields of a dataclass, as one of its objects, and the others.
+
+    Raises:
+        ConfigError: a value of the wrong type.
+    """
+    names = {f.name for f in fields(schema)}
+    own = [each for each in overrides if each.partition("=")[0] in names]
+    try:
+        given = OmegaConf.from_dotlist(own)
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
+    except OmegaConfBaseException as error:
+        raise ConfigError(sentence(error)) from error
+    return config, [each for each in overrides if each not in own]
+
+
+def bench(overrides: Sequence[str]) -> BenchRun:
+    """Measure; a run that was broken off adds its pairs anew.
+
+    Raises:
+        ToPiError: the configuration is impossible, or another process does the same.
+    """
+    from topi import experiment  # loads torch, which a refusal need not wait for
+    from topi.engine.attention import scored_by
+    from topi.engine.compiling import compile
+    from topi.evaluation.bench import measure
+    from topi.evaluation.cell import progress
+    from topi.gpu import claim_gpu
+    from topi.models import adapter_for
+
+    settings, rest = read_bench(overrides)
+    config = model_of(settings, rest)
+    experiment.check(config)
+    claim_gpu(Path(config.store))
+    editor = experiment.open_editor(config)
+    if settings.compile:
+        compile(editor.pipe, backend=settings.backend)
+    variants = variants_of(settings, config, editor, adapter_for(editor.pipe).facts)
+    content = {
+        "model": editor.name,
+        "kind": editor.config.kind,
+        "weights": editor.fingerprint(),
+        "scaled_down": bool(editor.config.options.get("scaled_down")),
+        "dtype": editor.config.dtype,
+        "steps": editor.steps,
+        "size": [editor.config.height, editor.config.width],
+        "references": settings.references,
+        "compiled": settings.backend if settings.compile else None,
+        "trim_last": settings.trim_last,
+        "kernel": settings.kernel,
+        "device": editor.device_name,
+        "lines": [variant.label for variant in variants],
+    }
+    run = bench_run(config.store, f"{editor.name}-{digest(content)}")
+    with run.lock() as ours:
+        if not ours:
+            raise ToPiError(f"Another process is measuring {run.key}; leave it to that.")
+        run.start({**content, "key": run.key, **origin(editor)})
+        sample = picture(settings.references, editor.config)
+        pairs = len(variants) * settings.repeats
+        with progress(f"{editor.name}: speed", pairs, 0) as advance, scored_by(settings.kernel):
+            for row in measure(
+                editor, sample, variants, config.seed, settings.repeats, settings.warmup
+            ):
+                run.add(row)
+                ratio = row["total_full"] / row["total_method"]
+                advance(f"{row['label']}: {ratio:.3f} of {row['total_full']:.2f} s")
+    return run
+
+
+def model_of(settings: BenchConfig, overrides: Sequence[str]) -> Config:
+    """The configuration with the model as it is to be measured.
+
+    Random weights have the published size on a GPU; elsewhere they are scaled down, which the
+    manifest says.
+    """
+    import torch
+
+    from topi.study import compose_study
+
+    config = compose_study("bench", overrides, READS)
+    model = config.model
+    model["steps"] = settings.steps
+    if settings.weights == "random":
+        scaled = not torch.cuda.is_available()
+        model |= random_weights(scaled)
+        if scaled:
+            settings.size = settings.size or SCALED_SIZE
+    if settings.size is not None:
+        model |= {"height": settings.size, "width": settings.size}
+    return config
+
+
+def random_weights(scaled_down: bool) -> dict[str, Any]:
+    """The fields of a model that has random weights."""
+    fields = {"source": "random", "offload": "none"}
+    return fields | ({"options": {"scaled_down": True}, **SCALED_DOWN} if scaled_down else {})
+
+
+def picture(references: int, model: Any) -> "EditSample":
+    """A drawn sample at the model's size, with so many references of that size."""
+    from PIL import Image
+
+    from topi.data import EditSample, MiniEdit
+
+    drawn = MiniEdit()[0]
+    size = (model.width, model.height)
+    pictures = [drawn.references[0].resize(size) for _ in range(references)]
+    if model.kind == "kontext" and references > 1:  # takes one picture: side by side
+        wide = Image.new("RGB", (references * size[0], size[1]))
+        for number, each in enumerate(pictures):
+            wide.paste(each, (number * size[0], 0))
+        pictures = [wide]
+    return EditSample(
+        f"drawn-{references}", drawn.category, drawn.task, drawn.instruction, tuple(pictures)
+    )
+
+
+def variants_of(
+    settings: BenchConfig, config: Config, editor: "Editor | None", facts: "ModelFacts"
+) -> "list[Variant]":
+    """What hooks alone cost, what the last block can spare, then the methods at all keep ratios.
+
+    In a compiled model the first line is the full run without compilation.
+
+    Raises:
+        ConfigError: an unknown method.
+    """
+    from topi import experiment
+    from topi.compose import composed
+    from topi.evaluation.bench import HooksOnly, Variant, uncompiled
+    from topi.methods import METHODS
+    from topi.methods.full import Full
+
+    names = settings.methods or [name for name in METHODS if name != "full"]
+    for name in names:
+        check_choice("methods", name, METHODS)
+    lines = [
+        Variant("hooks only", "hooks", HooksOnly()),
+        Variant("full, last block trimmed", "full", partial(Full(), trim_last=True)),
+    ]
+    if settings.compile:
+        lines.insert(0, Variant("full, not compiled", "full", uncompiled))
+    for name in names:
+        known = {f.name for f in fields(METHODS[name])}
+        for keep in settings.keep if "ratio" in known else [None]:
+            own = {"update_every": PERIOD, "first_anchor": 0}
+            if keep is not None:
+                own["ratio"] = share_of(METHODS[name], keep)
+            own = {k: v for k, v in own.items() if k in known}
+            method = read_config(composed([f"method={name}"])).method
+            whole = replace(config, method=method | own)
+            if "front_layers" in known:
+                whole.method["front_layers"] = config.model["front_layers"]
+            label = name if keep is None else f"{name} keep={keep:g}"
+            built = experiment.build_method(whole, facts, editor)
+            attach = partial(built, trim_last=settings.trim_last)
+            lines.append(Variant(label, name, attach, keep))
+    return lines
+
+
+def share_of(method: "type[Method]", keep: float) -> float:
+    """The `ratio` of a method that keeps the share `keep`: kept by pruners, merged away by others.
+
+    Merging to less than a quarter is not defined for windows of 2 x 2, so it stops there.
+    """
+    from topi.methods.pruner import ReferencePruner
+
+    return keep if issubclass(method, ReferencePruner) else min(1 - keep, 0.75)
+
+
+def origin(editor: Any) -> dict[str, Any]:
+    """When, on what and with which code and versions."""
+    import torch
+
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **provenance(
+            editor.device_name,
+            torch.get_num_threads(),
+            torch.cuda.device_count(),
+            torch.version.cuda,
+        ),
+    }

@@ -1,0 +1,138 @@
+"""Methods beside what else is done to a pipeline: the same output as without it, or a refusal."""
+
+import copy
+import importlib.util
+
+import pytest
+import torch
+from diffusers import FluxKontextPipeline, ParallelConfig
+from diffusers.hooks import apply_group_offloading
+
+from topi import Full, RandomTokens, ToPi
+from topi.errors import ToPiError
+from topi.models import adapter_for
+
+small = {"front_layers": 1, "layers": (1, 3), "first_anchor": 1, "update_every": 3}
+KINDS = ["flux", "qwen"]
+
+
+def run(pipe, call, **arguments):
+    """The output of ToPi at half of its mass, and what it kept."""
+    with ToPi(tau=0.6, **small)(pipe) as method:
+        return pipe(**call(steps=4, **arguments)).images, [record.kept for record in method.trace]
+
+
+def fresh(tiny, kind):
+    """A copy of a shared pipeline that a test may change for good, and its call arguments."""
+    pipe, call = tiny(kind)
+    twin = copy.copy(pipe)
+    twin.transformer = copy.deepcopy(pipe.transformer)
+    twin.register_modules(transformer=twin.transformer)
+    return twin, call
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backend", ["_native_math", "flash", "sage"])
+def test_attention_backends(tiny, kind, backend):
+    needs = {"flash": "flash_attn", "sage": "sageattention"}.get(backend)
+    if needs and (importlib.util.find_spec(needs) is None or not torch.cuda.is_available()):
+        pytest.skip(f"{needs} is not installed, or there is no GPU for it")
+    pipe, call = fresh(tiny, kind)
+    plain, kept = run(pipe, call)
+    pipe.transformer.set_attention_backend(backend)
+    output, now = run(pipe, call)
+    assert now == kept
+    torch.testing.assert_close(output, plain, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("trim_last", [False, True])
+def test_fused_projections(tiny, trim_last):
+    """Of Flux; diffusers fuses nothing in Qwen's attention."""
+    pipe, call = fresh(tiny, "flux")
+    plain, kept = run(pipe, call)
+    pipe.transformer.fuse_qkv_projections()
+    assert adapter_for(pipe).blocks[0].attn.fused_projections
+    with ToPi(tau=0.6, **small)(pipe, trim_last=trim_last) as method:
+        output = pipe(**call(steps=4)).images
+    assert [record.kept for record in method.trace] == kept
+    torch.testing.assert_close(output, plain, rtol=0, atol=2e-6)
+
+
+def test_lora_adapters(tiny):
+    """As part of the weights: the same as with the adapter merged into them."""
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    pipe, call = fresh(tiny, "flux")
+    plain, _ = run(pipe, call)
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False)
+    pipe.transformer.add_adapter(config)
+    output, kept = run(pipe, call)
+    assert not torch.equal(output, plain)
+    for module in pipe.transformer.modules():
+        if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):
+            module.merge()
+    merged, now = run(pipe, call)
+    assert now == kept
+    torch.testing.assert_close(output, merged, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "level"), [("flux", "leaf_level"), ("qwen", "block_level")])
+def test_group_offload(tiny, kind, level):
+    """Onto the CPU here, which runs the same hooks."""
+    pipe, call = fresh(tiny, kind)
+    plain, kept = run(pipe, call)
+    cpu = torch.device("cpu")
+    blocks = {"num_blocks_per_group": 1} if level == "block_level" else {}
+    apply_group_offloading(
+        pipe.transformer, onload_device=cpu, offload_device=cpu, offload_type=level, **blocks
+    )
+    output, now = run(pipe, call)
+    assert now == kept and torch.equal(output, plain)
+    assert torch.equal(run(pipe, call)[0], plain)
+    with pytest.raises(ToPiError, match="trim_last"), Full()(pipe, trim_last=True):
+        pass
+
+
+def test_cpu_offload_of_whole_models(tiny, monkeypatch):
+    """accelerate's hooks on a transformer, as `enable_model_cpu_offload` puts them."""
+    from accelerate import cpu_offload_with_hook
+
+    pipe, call = fresh(tiny, "flux")
+    plain, kept = run(pipe, call)
+    _, hook = cpu_offload_with_hook(pipe.transformer, torch.device("cpu"))
+    output, now = run(pipe, call)
+    hook.offload()
+    assert now == kept and torch.equal(output, plain)
+
+
+def test_quantised_weights(tiny):
+    """Eight bits by torchao: a run repeats, prunes, and with all tokens kept is the stock run."""
+    torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    pipe, call = fresh(tiny, "flux")
+    torchao.quantize_(pipe.transformer, torchao.Int8WeightOnlyConfig())
+    output, kept = run(pipe, call)
+    assert torch.equal(run(pipe, call)[0], output)
+    assert kept[2] and len(kept[2]) < 64
+    with ToPi(tau=1.0, **small)(pipe):
+        everything = pipe(**call(steps=4)).images
+    assert torch.equal(everything, pipe(**call(steps=4)).images)
+
+
+def test_context_parallel_is_refused(tiny):
+    """Ranks hold parts of the sequence, and hooks see only those."""
+    pipe, _ = fresh(tiny, "flux")
+    pipe.transformer._parallel_config = ParallelConfig(context_parallel_config=object())
+    with pytest.raises(ToPiError, match="context parallel"), ToPi(**small)(pipe):
+        pass
+
+
+def test_several_images_per_prompt(flux):
+    pipe, call = flux
+    images, kept = run(pipe, call, num_images_per_prompt=2)
+    assert len(images) == 2 and kept[2]
+
+
+def test_the_class_is_the_stock_pipeline(flux):
+    assert type(flux[0]) is FluxKontextPipeline
+    with RandomTokens(front_layers=1)(flux[0]):
+        assert type(flux[0]) is FluxKontextPipeline

@@ -1,0 +1,107 @@
+"""RegionE-like freezing: the region by hand, frozen tokens against Euler steps by hand."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from topi import RefKV, RegionE
+from topi.errors import ToPiError
+from topi.methods.regione import clean, edited_tokens, grow
+from topi.models.tiny import random_image
+
+EARLY = {"first_anchor": 0, "update_every": 3, "last_full": 1}
+
+
+def picture(*rows):
+    return torch.tensor([[square == "x" for square in row] for row in rows])
+
+
+class TestRegion:
+    def test_erosion_and_dilation(self):
+        blob = picture("x....", ".....", "..x..", ".xxx.", "..x..")
+        assert clean(blob).nonzero().tolist() == [[3, 2]]
+        assert grow(clean(blob)).sum() == 4 * 5  # rows 1 to 4
+        assert clean(torch.ones(2, 4, 3, dtype=torch.bool)).all()
+
+    def test_tokens_unlike_their_reference(self):
+        final = torch.zeros(1, 6, 7, 2)
+        final[..., 0] = 1
+        reference = final.clone()
+        final[0, 0:2, 0:2] = torch.tensor([0.0, 1.0])
+        final[0, 5, 6] = -1  # a token of its own is noise
+        found = edited_tokens(final, reference, 0.93)
+        assert found.shape == (1, 6, 7)
+        assert found[0].nonzero().tolist() == [[i, j] for i in range(3) for j in range(3)]
+        assert edited_tokens(final, reference, 1.0).all()
+        assert not edited_tokens(final, reference, -1.5).any()
+
+
+@pytest.mark.parametrize("kind", ["flux", "qwen"])
+def test_if_all_is_edited_it_is_reference_kv_caching(tiny, kind):
+    pipe, call = tiny(kind)
+    images = []
+    for method in (RegionE(threshold=2.0, **EARLY | {"last_full": 0}), RefKV(update_every=3)):
+        with method(pipe):
+            images.append(pipe(**call(steps=5)).images)
+    assert torch.allclose(*images, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch"), [("flux", 1), ("flux", 2), ("qwen", 1), ("qwen_plus", 1)]
+)
+def test_frozen_tokens_go_straight_on(tiny, kind, batch):
+    """Between anchors they have one velocity, guidance included: that of the anchor."""
+    pipe, call = tiny(kind)
+    seen = []
+
+    def note(pipe, step, timestep, kwargs):
+        seen.append(kwargs["latents"])
+        return {}
+
+    arguments = call(steps=6, batch=batch, cfg=True, callback_on_step_end=note)
+    with RegionE(threshold=0.0, **EARLY)(pipe) as method:
+        pipe(**arguments)
+    levels = pipe.scheduler.sigmas
+    records = {record.step: record for record in method.trace if record.branch == "cond"}
+    assert [records[step].anchor for step in range(6)] == [True, False, False] * 2
+    assert [records[step].computed is None for step in range(6)] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
+    velocities = [
+        (after - before) / (levels[step + 1] - levels[step])
+        for step, (before, after) in enumerate(pairwise(seen), start=1)
+    ]
+    at_anchor, after = velocities[2], velocities[3]  # of steps 3 and 4
+    n_active = records[4].computed
+    assert 0 < n_active < 64
+    straight = (after - at_anchor).abs().amax((0, 2)) < 1e-4
+    assert straight.sum() == 64 - n_active
+    uncond = {r.step: r.computed for r in method.trace if r.branch == "uncond"}
+    assert all(records[step].computed == computed for step, computed in uncond.items())
+
+
+def test_one_token_is_always_computed(flux):
+    pipe, call = flux
+    with RegionE(threshold=-2.0, **EARLY)(pipe) as method:
+        pipe(**call(steps=4))
+    assert method.trace[1].computed == 1
+
+
+def test_what_is_refused(flux, qwen_plus):
+    pipe, call = flux
+    alone = RegionE(**EARLY)(pipe.transformer)
+    with pytest.raises(ToPiError, match="attach it to the pipeline"), alone:
+        pipe(**call(steps=3))
+    pipe, call = qwen_plus
+    wide = [random_image((160, 96), 4)]
+    with pytest.raises(ToPiError, match="give the reference the size"), RegionE(**EARLY)(pipe):
+        pipe(**call(steps=3, references=wide))
+    for bad in ({"threshold": "high"}, {"last_full": -1}, {"update_every": -1}):
+        with pytest.raises(ToPiError, match=f"{next(iter(bad))}="):
+            RegionE(**bad)

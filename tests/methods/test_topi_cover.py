@@ -1,0 +1,172 @@
+"""Coverage against facility location by hand, and its masks on models."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from topi import ToPiCover
+from topi.errors import ToPiError
+from topi.methods.coverage import covering_gains, neighbourhood, tiles
+from topi.methods.topi import select, smallest_set, top_k
+
+BESIDE = float(torch.tensor(-1 / 2.88).exp())
+small = {"front_layers": 1, "layers": (1, 3), "first_anchor": 1, "update_every": 4}
+
+
+def flat(grid, radius=1):
+    """A reference without any detail."""
+    return neighbourhood(grid, torch.ones(grid[0] * grid[1], 2), radius)
+
+
+def links(near):
+    """(i, j) -> s_ij."""
+    return {
+        (i, j): s
+        for phase in zip(near.tokens, near.index, near.similarity, strict=True)
+        for i, around, alike in zip(*(each.flatten(0, 1).tolist() for each in phase), strict=True)
+        for j, s in zip(around, alike, strict=True)
+        if s > 0
+    }
+
+
+def covered(near, weights, kept):
+    """f(S), token by token."""
+    best = [0.0] * len(weights)
+    for (i, j), s in links(near).items():
+        if j in kept:
+            best[i] = max(best[i], s)
+    return sum(w * s for w, s in zip(weights.tolist(), best, strict=True))
+
+
+class TestNeighbourhood:
+    def test_by_hand(self):
+        """A row of three: distances 1, latents 0, 3 and 4 apart by 3 and 1, 2 on average."""
+        near = neighbourhood((1, 3), torch.tensor([[0.0], [3], [4]]))
+        left, right = (BESIDE * float(torch.tensor(-gap / 2).exp()) for gap in (3, 1))
+        expected = {(0, 0): 1, (1, 1): 1, (2, 2): 1, (0, 1): left, (1, 0): left}
+        assert links(near) == pytest.approx(expected | {(1, 2): right, (2, 1): right})
+
+    @pytest.mark.parametrize("grid", [(5, 7), (1, 3), (8, 8), (2, 1)])
+    @pytest.mark.parametrize("side", [2, 4])
+    def test_tiles_of_a_phase_cannot_cover_the_same_token(self, grid, side):
+        n = grid[0] * grid[1]
+        phases = tiles(grid, side, torch.device("cpu"))
+        assert sorted(t for p in phases for t in p.flatten().tolist() if t < n) == list(range(n))
+        for phase in phases:
+            for one in range(len(phase)):
+                for other in range(one):
+                    for a in phase[one][phase[one] < n].tolist():
+                        for b in phase[other][phase[other] < n].tolist():
+                            rows = abs(a // grid[1] - b // grid[1])
+                            columns = abs(a % grid[1] - b % grid[1])
+                            assert max(rows, columns) > side
+
+
+class TestGains:
+    def test_two_tokens_by_hand(self):
+        near, one = flat((1, 2)), torch.ones(2)
+        assert covering_gains(near, torch.ones(2), one).tolist() == pytest.approx(
+            [1 + BESIDE, 1 - BESIDE]
+        )
+        assert covering_gains(near, torch.tensor([1.0, 0]), one).tolist() == [1, 0]
+        damped = covering_gains(near, torch.ones(2), torch.tensor([0.1, 1]))
+        assert damped.tolist() == pytest.approx([1 - BESIDE, 1 + BESIDE])
+
+    @pytest.mark.parametrize("radius", [1, 2])
+    def test_they_are_exact_in_sum_and_a_bound_for_every_subset(self, radius):
+        generator = torch.Generator().manual_seed(radius)
+        grid = (7, 6)
+        latents = torch.rand(42, 3, generator=generator)
+        near = neighbourhood(grid, latents, radius)
+        weights = torch.rand(42, generator=generator).double()
+        gains = covering_gains(near, weights, torch.ones(42).double())
+        assert float(gains.sum()) == pytest.approx(float(weights.sum()), rel=1e-5)
+        assert (gains > 0).all()
+        for count in (3, 10, 21, 35):
+            kept = set(gains.argsort(descending=True)[:count].tolist())
+            held = float(gains.sort(descending=True)[0][:count].sum())
+            assert covered(near, weights, kept) >= held - 1e-4
+        for tau in (0.5, 0.9):
+            kept = smallest_set(gains, tau, mass=gains).nonzero().flatten()
+            assert covered(near, weights, set(kept.tolist())) >= tau * float(weights.sum())
+            assert len(kept) < len(select(weights, tau))
+
+    def test_no_holes_where_top_k_leaves_them(self):
+        weights = torch.tensor([4.0, 4, 4, 4, 3, 3, 3, 3])
+        assert top_k(weights, 0.5).tolist() == [0, 1, 2, 3]
+        near = flat((1, 8))
+        kept = top_k(covering_gains(near, weights, torch.ones(8)), 0.5).tolist()
+        assert covered(near, weights, set(kept)) > covered(near, weights, {0, 1, 2, 3})
+        assert all({j - 1, j, j + 1} & set(kept) for j in range(8))
+
+    def test_its_cost_in_operations_does_not_grow_with_the_grid(self):
+        class Count(TorchDispatchMode):
+            calls = elements = 0
+
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                result = function(*args, **(kwargs or {}))
+                self.calls += 1
+                self.elements += result.numel() if isinstance(result, torch.Tensor) else 0
+                return result
+
+        counts = []
+        for side in (16, 64):
+            near = flat((side, side))
+            with Count() as count:
+                covering_gains(near, torch.ones(side**2), torch.ones(side**2))
+            counts.append((count.calls, count.elements / side**2))
+        assert counts[0][0] == counts[1][0] < 600
+        assert counts[1][1] < 1000  # 4 million numbers per mask at 4096 tokens
+
+
+class TestMasks:
+    def masks(self, pipe, arguments, **options):
+        with ToPiCover(**{"ratio": 0.5, **small, **options})(pipe) as method:
+            images = pipe(**arguments).images
+        return images, method
+
+    def test_new_at_every_step_and_shared_by_the_branches(self, qwen):
+        pipe, call = qwen
+        _, method = self.masks(pipe, call(steps=6))
+        kept = {(r.step, r.branch): r.kept for r in method.trace}
+        assert [kept[step, "cond"] for step in (0, 1, 5)] == [None] * 3
+        assert all(kept[step, "cond"] == kept[step, "uncond"] for step in range(6))
+        assert {len(kept[step, "cond"]) for step in (2, 3, 4)} == {32}
+        seen = set(kept[2, "cond"]) | set(kept[3, "cond"])
+        assert len(seen) > 56  # the second mask complements the first: two draws would see 48
+        assert all(r.selection_seconds > 0 for r in method.trace if r.anchor)
+
+    def test_at_anchors_only(self, flux):
+        pipe, call = flux
+        _, method = self.masks(pipe, call(steps=8), redraw="anchor")
+        kept = [record.kept for record in method.trace]
+        assert kept[2] == kept[3] == kept[4] != kept[6] == kept[7]
+
+    def test_several_references_share_one_budget(self, tiny):
+        pipe, call = tiny("qwen_plus", zero_cond_t=True)
+        _, method = self.masks(pipe, call(steps=4))
+        kept = method.trace[4].kept
+        assert len(kept) == 62
+        assert 0 < sum(j < 64 for j in kept) < 62
+        _, floored = self.masks(pipe, call(steps=4), ratio=0.1, reference_floor=0.1)
+        assert sum(j < 64 for j in floored.trace[4].kept) >= 6
+
+    @pytest.mark.parametrize("kind", ["flux", "qwen_plus"])
+    def test_all_covered_is_the_full_run(self, tiny, kind):
+        pipe, call = tiny(kind)
+        images, _ = self.masks(pipe, call(), ratio=None, tau=1.0)
+        assert torch.equal(images, pipe(**call()).images)
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"radius": 0}, "radius=0"),
+            ({"damping": 0}, "damping=0"),
+            ({"damping": 2}, "damping=2"),
+            ({"redraw": "never"}, "anchor, step"),
+            ({"order": "lowest"}, "order=highest"),
+        ],
+    )
+    def test_bad_values(self, options, words):
+        with pytest.raises(ToPiError, match=words):
+            ToPiCover(**options)

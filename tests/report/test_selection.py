@@ -1,0 +1,32 @@
+"""The table of paired differences, against numbers by hand."""
+
+import pandas as pd
+import pytest
+
+from topi.errors import ToPiError
+from topi.report.selection import selection_table
+
+
+def rows(label, psnr, speed):
+    return [
+        {
+            "label": label,
+            "sample": f"s{i}",
+            "seed": 0,
+            "category": "ab"[i % 2],
+            "psnr": value,
+            "flop_speedup": speed,
+            "keep_ratio": 0.5,
+        }
+        for i, value in enumerate(psnr)
+    ]
+
+
+def test_lines_are_by_speed_and_differences_paired():
+    fast, slow = rows("fast", [32.0, 42, 52, 60], 1.5), rows("slow", [30.0, 40, 50], 1.1)
+    lines = selection_table(pd.DataFrame(fast + slow), "slow").splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == ["slow", "fast"]
+    assert lines[2] == "| slow | 3 | 1.10 | 0.50 | 40.00 |  | 40.0 | 40.0 |"
+    assert lines[3].startswith("| fast | 4 | 1.50 | 0.50 | 46.50 | +2.00 [+2.00, +2.00] |")
+    with pytest.raises(ToPiError, match="there are: slow"):
+        selection_table(pd.DataFrame(slow), "other")

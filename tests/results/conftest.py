@@ -1,0 +1,51 @@
+"""A process that dies at a line of this package's code, counted as they are executed."""
+
+import os
+import signal
+import sys
+
+import pytest
+
+
+def die_after(lines, action):
+    """Run, and die at the given line; returns how many were executed."""
+    left = lines
+
+    def trace(frame, event, argument):
+        nonlocal left
+        if "topi" not in frame.f_code.co_filename:
+            return None
+        left -= event == "line"
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+    try:
+        action()
+    finally:
+        sys.settrace(None)
+    return lines - left
+
+
+class Kill:
+    """`kill(n, action)`: was a forked process that runs the action killed at its nth line?"""
+
+    def __call__(self, line, action):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                die_after(line, action)
+            finally:
+                os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+    @staticmethod
+    def lines(action):
+        """How many lines the action has."""
+        return die_after(10**9, action)
+
+
+@pytest.fixture
+def kill():
+    return Kill()
