@@ -227,15 +227,16 @@ def variants_of(
     if settings.compile:
         lines.insert(0, Variant("full, not compiled", "full", uncompiled))
     for name in names:
-        known = {f.name for f in fields(METHODS[name])}
+        cls = METHODS[name]
+        known = {f.name for f in fields(cls)} - cls.variants[name].keys()
         for keep in settings.keep if "ratio" in known else [None]:
             own = {"update_every": PERIOD, "first_anchor": 0}
             if keep is not None:
-                own["ratio"] = share_of(METHODS[name], keep)
+                own["ratio"] = share_of(cls, keep)
             own = {k: v for k, v in own.items() if k in known}
             method = read_config(composed([f"method={name}"])).method
             whole = replace(config, method=method | own)
-            if "front_layers" in known:
+            if "front_layers" in known and cls.front_layers:  # some spare none by default
                 whole.method["front_layers"] = config.model["front_layers"]
             label = name if keep is None else f"{name} keep={keep:g}"
             built = experiment.build_method(whole, facts, editor)
