@@ -25,7 +25,7 @@ def test_methods_are_found_under_their_names():
 
 
 def test_parameters_are_those_it_was_built_with():
-    method = make_method("random", ratio=0.25, redraw="never")
+    method = make_method("random", ratio=0.25, fixed=True)
     assert isinstance(method, RandomTokens)
     assert RandomTokens(**method.params) == method
     assert method.params["ratio"] == 0.25
@@ -36,7 +36,7 @@ def test_parameters_are_those_it_was_built_with():
     ("name", "params", "message"),
     [
         ("topy", {}, r"no method 'topy'; choose one of: checker, dato, .*full, random"),
-        ("random", {"ration": 1}, r"no parameter ration; it takes: .*ratio, redraw, seed"),
+        ("random", {"ration": 1}, r"no parameter ration; it takes: .*ratio, fixed, redraw, seed"),
         ("full", {"trace": []}, r"no parameter trace; it takes: none"),
         ("topi", {"score": "x"}, r"score='x' is unknown"),
     ],

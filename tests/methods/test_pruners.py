@@ -33,7 +33,7 @@ class TestRandomTokens:
 
     def test_fixed(self, flux):
         pipe, call = flux
-        kept = masks(RandomTokens(redraw="never", **small), pipe, call(steps=8))
+        kept = masks(RandomTokens(fixed=True, **small), pipe, call(steps=8))
         assert kept[2] == kept[3] == kept[5] == kept[6]
 
     def test_redrawn_at_every_step(self, qwen):

@@ -13,14 +13,18 @@ from topi.report.claims import (
     REPRODUCED,
     UNTESTABLE,
     VERDICTS,
+    Claim,
     Comparison,
     Evidence,
+    Finding,
+    Judged,
     claims_frame,
     claims_markdown,
     decide,
     gather_evidence,
     judge_all,
     read_notes,
+    to_rich_claims,
 )
 from topi.report.statistics import Estimate, unpaired
 from topi.results.store import Store
@@ -173,3 +177,18 @@ def test_random_weights_prove_nothing(tmp_path, write_cell):
     about["full"]["model"]["source"] = "tiny"
     (cell / "manifest.json").write_text(json.dumps(about))
     assert gather_evidence(Store(tmp_path)) == []
+
+
+def test_the_console_shows_what_is_decided_and_counts_the_rest():
+    def named(name):
+        return Claim(name=name, statement="", where="", test="", judge=None)
+
+    decided = Judged(named("sure"), {"tiny": Finding(REPRODUCED)})
+    rest = [
+        Judged(named("cells"), {"tiny": Finding(UNTESTABLE)}),
+        Judged(named("several"), {}),
+    ]
+    view = to_rich_claims([decided, *rest])
+    assert list(view.columns[0].cells) == ["sure"]
+    assert view.caption.startswith("2 more")
+    assert to_rich_claims([decided]).caption is None

@@ -32,7 +32,7 @@ HALF = {
     "feature similarity": ("topi", {"ratio": 0.5, "score": "similarity"}),
     "lowest influence": ("topi", {"ratio": 0.5, "order": "lowest"}),
     "random, redrawn at anchors": ("random", {"ratio": 0.5}),
-    "random, fixed": ("random", {"ratio": 0.5, "redraw": "never"}),
+    "random, fixed": ("random", {"ratio": 0.5, "fixed": True}),
     "checkerboard, fixed": ("checker", {}),
     "checkerboard, flipped at anchors": ("checker", {"flip": "anchor"}),
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 from topi.methods.base import Call, check_one_of, check_share, check_whole
 from topi.methods.pruner import ReferencePruner
 
-REDRAWS = ("never", "anchor", "step")
+REDRAWS = ("anchor", "step")
 
 
 @dataclass
@@ -22,14 +22,16 @@ class RandomTokens(ReferencePruner):
 
     Args:
         ratio: share of reference tokens to keep.
-        redraw: when to draw anew: "never", at each "anchor", or at every "step". Redrawing lets
-            most tokens be seen at some time, a head start over what keeps the same throughout.
+        fixed: one draw for the whole run. Redrawing lets most tokens be seen at some time, a head
+            start over what keeps the same throughout.
+        redraw: when to draw anew otherwise: at each "anchor" or at every "step".
         seed: of the draws, beside the one given to the `with`.
     """
 
     variants: ClassVar = {"random": {}}
 
     ratio: float = 0.5
+    fixed: bool = False
     redraw: str = "anchor"
     seed: int = 0
 
@@ -42,9 +44,8 @@ class RandomTokens(ReferencePruner):
     def kept(self, call: Call) -> Tensor:
         """The draw whose turn it is."""
         with call.timed("selection_seconds"):
-            draw = {"never": 0, "anchor": self.anchor_number(call.step), "step": call.step}[
-                self.redraw
-            ]
+            turn = call.step if self.redraw == "step" else self.anchor_number(call.step)
+            draw = 0 if self.fixed else turn
             entropy = np.random.SeedSequence((self.seed, self._seed, draw))
             generator = torch.Generator().manual_seed(int(entropy.generate_state(1)[0]))
             count = max(1, round(self.ratio * call.layout.n_reference))

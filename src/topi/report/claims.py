@@ -269,12 +269,22 @@ def claims_table(judged: Sequence[Judged]) -> TextTable:
 
 
 def to_rich_claims(judged: Sequence[Judged]) -> Table:
-    """The overview for the console."""
+    """The overview for the console: what the store decides, and how much it does not."""
     models = claim_models(judged)
-    view = Table(title="Claims of the paper", box=box.SIMPLE_HEAD, title_justify="left")
+    open_ = [e for e in judged if {f.verdict for f in e.findings.values()} <= {UNTESTABLE}]
+    caption = f"{len(open_)} more need other cells: the page lists them." if open_ else None
+    view = Table(
+        title="Claims of the paper",
+        caption=caption,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+    )
     for heading in ("Claim", *models):
         view.add_column(heading)
     for each in judged:
+        if each in open_:
+            continue
         verdicts = (each.findings[m].verdict if m in each.findings else "" for m in models)
         view.add_row(each.claim.name, *(Words(v, style=STYLES.get(v, "")) for v in verdicts))
     return view
