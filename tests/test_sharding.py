@@ -24,7 +24,7 @@ from topi.errors import ToPiError
 from topi.gpu import share
 from topi.models.editor import TinyEditor
 from topi.plan import plan
-from topi.results import provenance
+from topi.results import Cell, files, provenance
 from topi.work import run_tasks
 
 
@@ -114,6 +114,31 @@ def test_killed_shards_go_on_under_any_other_division(tmp_path, calm, edits):
         experiment.run(config)
     assert_put_together(only_cell(tmp_path), calm)
     assert len(edits) == 4  # samples 2 and 3
+
+
+@pytest.mark.parametrize("next_divided_by", [1, 2, 3])
+def test_killed_while_its_shard_was_taken_in(tmp_path, calm, edits, monkeypatch, next_divided_by):
+    """Between the pictures and the rows; the same shard, another or the whole go on from there."""
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cell, "finish", killed)  # of the shard, so that it is not taken in yet
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run(shards_of(tmp_path, 2)[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_lines", killed)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run(config_for(tmp_path, "data.count=4"))
+    (part,) = only_cell(tmp_path).shards()
+    assert len(part.rows) == 2
+    assert not list(part.path.glob("images/*"))
+    edits.clear()
+    for config in shards_of(tmp_path, next_divided_by):
+        experiment.run(config)
+    assert_put_together(only_cell(tmp_path), calm)
+    assert len(edits) == 4  # what was there is not computed again
 
 
 def test_one_process_takes_in_what_shards_left(tmp_path, calm, edits):

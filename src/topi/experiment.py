@@ -111,7 +111,7 @@ class Work:
 
     def begin(self, cell: Cell) -> Bench:
         """Write what must be there before the first row."""
-        cell.start(self.manifest, self.mixed)
+        cell.start(self.manifest, self.mixed, self.cell.path)
         bench = bench_of(self.config, self.editor, self.data, self.manifest)
         bench.full.start(self.manifest["full"])
         return bench
@@ -174,12 +174,12 @@ def _run_shard(work: Work, index: int, number: int) -> None:
     part = cell.shard(f"{index}of{number}")
     with ExitStack() as held:
         with cell.merging() as ours:
-            if not ours or not held.enter_context(part.lock()):
-                log.info("%s: another process is computing %s; leaving it to that", label, part.key)
-                return
-            if cell.complete and work.whole():
+            if ours and cell.complete and work.whole():
                 cell.add_label(label)
                 log.info("%s: %s is complete, nothing to do", label, cell.key)
+                return
+            if not ours or not held.enter_context(part.lock()):
+                log.info("%s: another process is computing %s; leaving it to that", label, part.key)
                 return
             begun = (cell.path / "manifest.json").is_file()
             if not begun or cell.complete or cell.damage:

@@ -186,7 +186,9 @@ class Cell:
     def _shards(self) -> Path:
         return self.path.parents[1] / "shards" / self.key
 
-    def start(self, manifest: Mapping[str, Any], mixed: bool = False) -> None:
+    def start(
+        self, manifest: Mapping[str, Any], mixed: bool = False, pictures: Path | None = None
+    ) -> None:
         """Write the manifest, or on a later attempt note in it under which conditions it resumes.
 
         What an earlier attempt recorded stays; `mend` says what does not.
@@ -194,12 +196,13 @@ class Cell:
         Args:
             manifest: of this attempt.
             mixed: resume also with other code or versions than before.
+            pictures: see `mend`; a shard was killed while its cell took it in.
 
         Raises:
             ToPiError: the cell has rows of other code or versions, or from the future.
         """
         path = self.path / "manifest.json"
-        known = mend(self.path)
+        known = mend(self.path, pictures)
         self.__dict__.pop("manifest", None)  # not cached from before
         done = len(self.rows)
         if known is None or not (done or self.latency):
