@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import pandas as pd
 import torch
+from diffusers import QwenImageTransformer2DModel
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
@@ -21,15 +22,17 @@ from torch import nn
 
 from topi.config import ConfigError, check_choice, sentence
 from topi.data.mini_edit import draw_pair
-from topi.models.standin import FAMILIES, LATENTS, load_parts, save_standin, weights_folder
+from topi.models.standin import FAMILIES, LATENTS, kontext, load_parts, save_standin, weights_folder
 from topi.models.text import PromptCache
 from topi.training.autoencoder import train_autoencoder
+from topi.training.convert import qwen_from_kontext
 from topi.training.curves import draw_curves
 from topi.training.module import EditorTraining, Schedule, to_signed
 from topi.training.stream import Draw, loader, stacked, validation_batches
 
 log = logging.getLogger(__name__)
 
+SHIPPED = ("kontext_standin", "qwen_standin")
 LOGGERS = ("csv", "wandb_offline", "wandb")
 
 
@@ -57,7 +60,11 @@ class DataSpec:
 
 @dataclass
 class Phase:
-    """Sizes as [height, width] in pixels; `steps` or `minutes`; learning rate linear to lr_end."""
+    """Sizes as [height, width] in pixels; `steps` or `minutes`; learning rate linear to lr_end.
+
+    References are as large as the pipeline makes them, or as the target with `references=target`:
+    small pictures are cheaper then.
+    """
 
     sizes: list[list[int]]
     batch: int
@@ -65,6 +72,7 @@ class Phase:
     lr_end: float | None = None
     steps: int | None = None
     minutes: float | None = None
+    references: str = "pipeline"
 
     @property
     def schedule(self) -> Schedule:
@@ -118,6 +126,7 @@ def read_training(composed: DictConfig) -> TrainingConfig:
             raise ConfigError(f"phases.{k} needs either steps or minutes.")
         if any(len(size) != 2 or side % 8 for size in phase.sizes for side in size):
             raise ConfigError(f"phases.{k}.sizes must be [height, width] in multiples of 8.")
+        check_choice(f"phases.{k}.references", phase.references, ("pipeline", "target"))
     if config.data.plus and config.model.kind == "kontext":
         raise ConfigError("data.plus needs a model that takes two references; use a Qwen one.")
     if HydraConfig.initialized():
@@ -175,9 +184,24 @@ def train(config: TrainingConfig) -> bool:
 
 
 def starting_point(config: TrainingConfig, out: Path) -> tuple[nn.Module, nn.Module]:
-    """(transformer, VAE) to begin with: new ones, the shipped ones or those of an earlier run."""
+    """(transformer, VAE) to begin with: new ones, shipped ones or those of an earlier run.
+
+    Raises:
+        ConfigError: they are of an architecture that this one cannot start from.
+    """
     if source := before(config):
-        return load_parts(source)
+        transformer, vae = load_parts(source)
+        family = FAMILIES[config.model.kind].transformer
+        if isinstance(transformer, family):
+            return transformer, vae
+        if family is not QwenImageTransformer2DModel:
+            raise ConfigError(
+                f"start={config.start} is a {type(transformer).__name__}, and {config.model.name} "
+                f"is a {family.__name__}: only a Qwen stand-in can start as a Kontext one."
+            )
+        pooled = PromptCache()([draw_pair("train", k, 64)[2] for k in range(400)])[1]
+        zero = config.model.transformer.get("zero_cond_t", False)
+        return qwen_from_kontext(transformer, pooled, zero), vae
     transformer = FAMILIES[config.model.kind].new(**config.model.transformer)
     if config.model.latents == "conv":
         return transformer, train_autoencoder(out, config.accelerator, config.seed, config.workers)
@@ -195,7 +219,8 @@ def train_phase(module: EditorTraining, config: TrainingConfig, index: int, phas
     start = 0
     if last.exists():
         start = torch.load(last, weights_only=True, mmap=True)["global_step"]
-    reference_size = module.family.reference_size
+    own = phase.references == "target"
+    reference_size = kontext.reference_size if own else module.family.reference_size
     draw = Draw(
         [tuple(size) for size in phase.sizes],
         phase.batch,
@@ -258,6 +283,8 @@ def before(config: TrainingConfig) -> Path | None:
     """The folder whose weights the run starts from; None if it starts from scratch."""
     if config.start == "scratch":
         return None
+    if config.start in SHIPPED:
+        return weights_folder(config.start)
     return weights_folder(config.model.name) if config.start == "shipped" else Path(config.start)
 
 
