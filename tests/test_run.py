@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from small_cells import PATIENCE, assert_equal
+from small_cells import SMOKE as CELL
 
 from topi.results import Store
 
@@ -73,6 +75,26 @@ def test_the_main_sweep(run, edits, monkeypatch):
     assert code == 0
     assert not edits
     assert out.count("is complete, nothing to do") == 6
+
+
+def test_several_cells_at_a_time_on_this_machine(tmp_path, calm):
+    """Through joblib, which starts processes of its own."""
+    small = [word for word in CELL if not word.startswith("experiment")]
+    sweep = ("-m", "experiment=smoke", *small, "data.count=4", "tau=0.85,0.9")
+    parallel = ("hydra/launcher=parallel", f"store={tmp_path}")
+    pid = "hydra.job_logging.formatters.simple.format='pid %(process)d'"
+    subprocess.run(
+        [sys.executable, ROOT / "run.py", *sweep, *parallel, pid],
+        cwd=tmp_path,
+        check=True,
+        timeout=PATIENCE,
+    )
+    first, second = sorted(Store(tmp_path).load_cells(), key=lambda cell: cell.labels)
+    assert (first.state, second.state) == ("complete", "complete")
+    assert_equal(first, calm)
+    pids = [set(log.read_text().splitlines()) for log in tmp_path.rglob("run.log")]
+    assert len(pids) == 2
+    assert not set.intersection(*pids)
 
 
 def test_a_key_holds_what_is_used_and_not_how_it_was_said(run, edits):

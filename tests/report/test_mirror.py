@@ -14,11 +14,11 @@ from PIL import Image
 from small_cells import SMOKE, fork, wait
 
 from topi import cli
-from topi.report import mirror as module
 from topi.report.mirror import PLACES, Mirror, kept_curve
 from topi.report.sync import offline_runs, sync, unsynced
 from topi.report.wandb_log import read_log
 from topi.results import Store
+from topi.results.calibration import Calibration, Curves, Stability, write_calibration
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "0123456789abcdef0123456789abcdef01234567"
@@ -99,6 +99,7 @@ from topi.report.mirror import Mirror
 from topi.report.sync import offline_runs
 from topi.report.wandb_log import read_log
 from topi.results import Store
+from topi.results.calibration import Calibration, Curves, Stability, write_calibration
 store = Store(sys.argv[1])
 cell = store.cell(sys.argv[2])
 rows = cell.rows
@@ -246,17 +247,17 @@ def test_sync_hands_over_what_is_ready_and_notices_what_was_left(
     assert SECRET not in caplog.text
 
 
-def test_the_calibrations_of_the_weights_are_kept(store, monkeypatch):
+def test_the_calibrations_of_the_weights_are_kept(store):
+    """Two in the store, of which one is of the weights of the cell."""
     cell = cell_of(store)
-
-    class Found:
-        def __init__(self, weights):
-            self.origin = {"weights": weights}
-
-    (store.root / "calibration").mkdir()
-    for name in ("a", "b"):
-        (store.root / "calibration" / f"{name}.json").write_text("{}")
-    weights = {"a": cell.manifest["weights"], "b": "others"}
-    monkeypatch.setattr(module, "read_calibration", lambda path: Found(weights[path.stem]))
-    (found,) = module.calibrations(store, cell.manifest)
-    assert found.name == "a.json"
+    curves = Curves(samples=1, layers=(0,), by_layer=(0.5,), by_step=(0.5,))
+    stability = Stability(subsets=1, seed=0, same_set=1.0, frequency=(1.0,))
+    for name, weights in (("a", cell.manifest["weights"]), ("b", "others")):
+        calibration = Calibration(curves, {}, stability, (), {"weights": weights})
+        write_calibration(store.root / "calibration" / f"{name}.json", calibration)
+    (store.root / "calibration" / "c.json").write_text("{}")
+    with Mirror(store, cell, "offline", pictures=1):
+        pass
+    (folder,) = offline_runs(store)
+    kept = {n: f for n, f in read_log(folder).artifacts.items() if n.startswith("calibration")}
+    assert kept == {"calibration-a": ["a.json"]}
