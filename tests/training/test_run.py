@@ -112,6 +112,40 @@ def test_training_lowers_the_loss(train, prompts, tmp_path):
     assert len(told["runs"]) == 2 and "20 steps of 4 at 48x48 px" in told["runs"][1]["training"]
 
 
+def test_a_qwen_stand_in_starts_as_a_kontext_one(train, monkeypatch):
+    """And sees references of the target's size, if it is told so."""
+    first = train("kontext", "first")
+    sizes = []
+    encode = EditorTraining.encode
+
+    def looks(self, batch):
+        sizes.append((batch.edited.shape[1:3], batch.references[0].shape[1:3]))
+        return encode(self, batch)
+
+    monkeypatch.setattr(EditorTraining, "encode", looks)
+    phase = "{sizes: [[48, 48]], batch: 2, steps: 1, lr: 0.0, references: %s}"
+    phases = ", ".join(phase % name for name in ("target", "pipeline"))
+    out = train("qwen_edit", "out", f"start={first}", f"phases=[{phases}]")
+    assert {((48, 48), (48, 48)), ((48, 48), (128, 128))} == set(sizes)
+    old, new = (load_file(folder / "model.safetensors") for folder in (first, out))
+    assert torch.equal(
+        new["transformer.transformer_blocks.2.img_mlp.net.0.proj.weight"],
+        old["transformer.single_transformer_blocks.1.proj_mlp.weight"],
+    )
+    assert all(torch.equal(new[n], old[n]) for n in old if n.startswith("vae."))
+    told = json.loads((out / "recipe.json").read_text())
+    assert told["architecture"].startswith("3 dual-stream blocks, 2 heads of 32")
+    assert len(told["runs"]) == 2
+    with pytest.raises(ConfigError, match="only a Qwen stand-in can start as a Kontext one"):
+        train("kontext", "other", f"start={out}")
+
+
+def test_shipped_weights_are_a_start_by_their_name():
+    for start, name in (("shipped", "qwen_standin"), ("kontext_standin", "kontext_standin")):
+        config = composed("model=qwen_standin", f"start={start}")
+        assert run.before(config) == run.weights_folder(name)
+
+
 @pytest.mark.parametrize("kind", ["kontext", "qwen_edit", "qwen_edit_plus"])
 def test_shipped_weights_edit_in_the_stock_pipeline_as_in_training(
     train, prompts, monkeypatch, tmp_path, kind
@@ -202,6 +236,7 @@ def test_impossible_configurations_are_refused():
         (["phases=[{sizes: [[48, 48]], batch: 2, lr: 1}]"], "either steps or minutes"),
         (["phases=[{sizes: [[50, 48]], batch: 2, lr: 1, steps: 1}]"], "multiples of 8"),
         (["phases=[]"], "phases is empty"),
+        (["phases=[{sizes: [], batch: 2, lr: 1, steps: 1, references: own}]"], "pipeline, target"),
         (["data=mini_edit_plus"], "two references"),
         (["+model.colour=red"], "colour"),
     ):
