@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -228,57 +228,78 @@ def _show(table: "Table", path: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="topi", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    plain = (status, report, compact, export, calibrate, probe, fit_cache, search, bench, predict)
-    for command in (*plain, fetch_lpips):
-        name = command.__name__.replace("_", "-")
-        sub = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
-        sub.set_defaults(command=command)
-        if command in (status, report, compact, export):
-            sub.add_argument("--store", type=Path, default=Path("results"), help="default: results")
-        if command is status:
-            text = f"list every cell, also of more than {LISTED}"
-            sub.add_argument("--all", action="store_true", help=text)
-        if command is report:
-            sub.add_argument("--out", type=Path, default=Path("report"), help="default: report")
-            text = "also save it as a report of W&B; needs a login and topi[wandb-report]"
-            sub.add_argument("--wandb", metavar="ENTITY/PROJECT", help=text)
-        if command is export:
-            folder = Path("experiments/results")
-            sub.add_argument("--out", type=Path, default=folder, help=f"default: {folder}")
-        if command in (calibrate, probe, fit_cache, search, bench, predict):
-            text = "as for run.py: model=..., data.count=..., store=..."
-            if command is bench:
-                text = (
-                    "model=..., store=...; weights=random methods=[topi] keep=[0.5] size=1536 ..."
-                )
-            if command is predict:
-                text = "model=..., keep=0.5, refs=1, size=1024, gpu=h200, curve=true, store=..."
-                sub.add_argument("--out", type=Path, default=Path("report"), help="default: report")
-            sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=text)
-        if command in (calibrate, fit_cache, search):
-            folder = {calibrate: "calibration", fit_cache: "cache_fit", search: "search"}[command]
-            text = f"the JSON, default: <store>/{folder}/<model>-<key>.json"
-            sub.add_argument("--out", type=Path, help=text)
-        if command is search:
-            sub.add_argument("--method", default="dato", help="dato (default) or dato_ref")
-            text = "schedules of a generation, default: 15"
-            sub.add_argument("--population", type=int, default=15, metavar="N", help=text)
-            sub.add_argument("--generations", type=int, default=20, metavar="N", help="default: 20")
-        if command in (calibrate, fit_cache):
-            text = "also put it beside the weights of a stand-in"
-            sub.add_argument("--ship", action="store_true", help=text)
-        if command is calibrate:
-            sub.add_argument("--top", type=int, default=3, help="how many layers, default: 3")
-    sub = commands.add_parser("add-method", help=add_method.__doc__, description=add_method.__doc__)
+    _add_of_stores(commands)
+    _add_of_models(commands)
+    _add(commands, fetch_lpips)
+    sub = _add(commands, add_method)
     sub.add_argument("name", help="as it will stand behind method=")
-    sub.set_defaults(command=add_method)
     about = "Look after data sets."
     data = commands.add_parser("data", help=about, description=about)
-    data = data.add_subparsers(required=True, metavar="COMMAND")
-    sub = data.add_parser("check", help=data_check.__doc__, description=data_check.__doc__)
+    sub = _add(data.add_subparsers(required=True, metavar="COMMAND"), data_check, "check")
     sub.add_argument("path", type=Path, help="a folder")
     sub.add_argument("--all", action="store_true", help="all images, also of more than 2 GiB")
     sub.add_argument("--show", type=int, default=20, help="broken rows to name, default: 20")
-    sub.set_defaults(command=data_check)
     add_commands(commands)
     return parser
+
+
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    command: Callable[[argparse.Namespace], int | None],
+    name: str | None = None,
+) -> argparse.ArgumentParser:
+    """A sub-command, named after its function unless told otherwise."""
+    name = name or command.__name__.replace("_", "-")
+    sub = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
+    sub.set_defaults(command=command)
+    return sub
+
+
+def _add_of_stores(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    subs = {command: _add(commands, command) for command in (status, report, compact, export)}
+    for sub in subs.values():
+        sub.add_argument("--store", type=Path, default=Path("results"), help="default: results")
+    text = f"list every cell, also of more than {LISTED}"
+    subs[status].add_argument("--all", action="store_true", help=text)
+    _out(subs[report], Path("report"))
+    text = "also save it as a report of W&B; needs a login and topi[wandb-report]"
+    subs[report].add_argument("--wandb", metavar="ENTITY/PROJECT", help=text)
+    _out(subs[export], Path("experiments/results"))
+
+
+def _add_of_models(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    overrides = "as for run.py: model=..., data.count=..., store=..."
+    bench_overrides = "model=..., store=...; weights=random methods=[topi] keep=[0.5] size=1536 ..."
+    predict_overrides = "model=..., keep=0.5, refs=1, size=1024, gpu=h200, curve=true, store=..."
+    subs = {}
+    for command, text in (
+        (calibrate, overrides),
+        (probe, overrides),
+        (fit_cache, overrides),
+        (search, overrides),
+        (bench, bench_overrides),
+        (predict, predict_overrides),
+    ):
+        subs[command] = _add(commands, command)
+        subs[command].add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=text)
+    _out(subs[predict], Path("report"))
+    for command, folder in (
+        (calibrate, "calibration"),
+        (fit_cache, "cache_fit"),
+        (search, "search"),
+    ):
+        text = f"the JSON, default: <store>/{folder}/<model>-<key>.json"
+        subs[command].add_argument("--out", type=Path, help=text)
+    for command in (calibrate, fit_cache):
+        text = "also put it beside the weights of a stand-in"
+        subs[command].add_argument("--ship", action="store_true", help=text)
+    subs[calibrate].add_argument("--top", type=int, default=3, help="how many layers, default: 3")
+    sub = subs[search]
+    sub.add_argument("--method", default="dato", help="dato (default) or dato_ref")
+    text = "schedules of a generation, default: 15"
+    sub.add_argument("--population", type=int, default=15, metavar="N", help=text)
+    sub.add_argument("--generations", type=int, default=20, metavar="N", help="default: 20")
+
+
+def _out(sub: argparse.ArgumentParser, default: Path) -> None:
+    sub.add_argument("--out", type=Path, default=default, help=f"default: {default}")

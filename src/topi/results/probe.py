@@ -21,7 +21,6 @@ pickles):
 from __future__ import annotations
 
 import io
-import json
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -77,16 +76,7 @@ class ProbeRun:
             ToPiError: it is damaged or of another schema.
         """
         path = self.path / "manifest.json"
-        try:
-            content = json.loads(path.read_text())
-            schema = content["schema"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ToPiError(f"{path} is damaged: delete its folder and probe again.") from error
-        if schema != SCHEMA:
-            raise ToPiError(
-                f"{path} has schema {schema}, this version reads {SCHEMA}: probe again."
-            )
-        return content
+        return files.read_schema(path, SCHEMA, "probe", "delete its folder and probe again.")
 
     @property
     def rows_file(self) -> Path:
