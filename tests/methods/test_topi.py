@@ -253,6 +253,28 @@ def test_pruning_equals_dropped_keys_at_minus_infinity(tiny, kind, options, argu
     assert (pruned - plain).abs().max() > 1e-3
 
 
+def seen_by_transformer(pipe, arguments):
+    """The keyword arguments of a pipeline's first transformer call."""
+    seen = []
+
+    def look(module, args, kwargs):
+        seen.append(kwargs)
+
+    handle = pipe.transformer.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        pipe(**arguments)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+def twice(value, times):
+    """What a transformer call gets for so many samples, from that for one."""
+    if isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == 1:
+        return value.repeat(times, *[1] * (value.ndim - 1))
+    return value * times if isinstance(value, list) and len(value) == 1 else value
+
+
 class TestBranches:
     @pytest.fixture(params=["flux", "qwen"])
     def traces(self, request, tiny):
@@ -311,6 +333,50 @@ class TestOptions:
         assert both == alone[0] | alone[1]
         assert alone[0] != alone[1]
 
+    @pytest.mark.parametrize("more", [{}, {"dropped": "merge"}, {"round_to": 8}])
+    @pytest.mark.parametrize("trim_last", [False, True])
+    @pytest.mark.parametrize(
+        ("kind", "options"),
+        [("flux", {}), ("qwen", {}), ("qwen_plus", {"zero_cond_t": True})],
+    )
+    def test_with_masks_of_their_own_samples_are_as_if_alone(
+        self, tiny, kind, options, trim_last, more
+    ):
+        pipe, call = tiny(kind, **options)
+        given, alone = seen_by_transformer(pipe, call(steps=4)), []
+        noise = torch.Generator().manual_seed(0)
+        states = torch.randn(2, *given["hidden_states"].shape[1:], generator=noise)
+        method = ToPi(ratio=0.3, batch_mask="own", **small, **more)
+
+        def outputs(states):
+            batch = {k: twice(v, len(states)) for k, v in given.items()}
+            with method(pipe.transformer, trim_last=trim_last):
+                for t in (0.9, 0.8, 0.7):
+                    times = torch.full((len(states),), t)
+                    new = batch | {"hidden_states": states, "timestep": times}
+                    result = pipe.transformer(**new)[0]
+                return result, method.trace[-1]
+
+        both, record = outputs(states)
+        first, second = record.kept_by_sample
+        assert record.kept == first != second
+        for i in range(2):
+            one, single = outputs(states[i : i + 1])
+            assert single.kept == record.kept_by_sample[i]
+            assert single.kept_by_sample is None
+            alone.append(one)
+        assert (both - torch.cat(alone)).abs().max() < 1e-5
+
+    def test_a_sample_that_needs_fewer_keeps_as_many_as_the_other(self):
+        scores = torch.tensor([[8.0, 1, 1, 0], [1.0, 2, 4, 3]])
+        method = ToPi(tau=0.75, batch_mask="own")
+        masks = method.choose(scores, Layout(0, (1, 1), ((1, 4),)))
+        assert masks.sum(-1).tolist() == [1, 3]
+        assert method.of_batch(masks, scores).tolist() == [[0, 1, 2], [1, 2, 3]]
+        assert method.of_batch(masks[:1], scores[:1]).tolist() == [0]
+        method.round_to = 4
+        assert method.of_batch(masks, scores).tolist() == [[0, 1, 2, 3]] * 2
+
     def test_ratio_keeps_exactly_so_many(self, flux):
         pipe, call = flux
         for ratio, count in ((0.5, 32), (0.26, 17), (0.0, 1)):
@@ -364,6 +430,7 @@ class TestBadInput:
             ({"tau": float("0.85"), "ratio": 0.5}, r"tau=0.85 and ratio=0.5 exclude each other"),
             ({"tau": None}, r"Neither tau nor ratio"),
             ({"score": "luck"}, r"score='luck'.*influence, attention, similarity, value_norm"),
+            ({"batch_mask": "each"}, r"batch_mask='each'.*union, own"),
             ({"cfg_mask": "none"}, r"cfg_mask='none'.*shared, cond, separate"),
             ({"order": "middle"}, r"order='middle'.*highest, lowest"),
             ({"update_every": -1}, r"update_every=-1"),

@@ -27,6 +27,7 @@ class CallRecord:
         anchor: the call scored the reference tokens, or renewed what is stored of them.
         kept: ascending indices of the reference tokens that the target sees from `front_layers` on;
             None where all were computed.
+        kept_by_sample: the same of each sample, where each has its own, and `kept` is the first's.
         computed: image tokens computed from `front_layers` on, if they are not just the target's
             and the kept references'.
         stored: layer -> keys that came from a store instead of being computed; layers that took
@@ -49,6 +50,7 @@ class CallRecord:
     front_layers: int = 0
     anchor: bool = False
     kept: tuple[int, ...] | None = None
+    kept_by_sample: tuple[tuple[int, ...], ...] | None = None
     computed: int | None = None
     stored: dict[int, int] = field(default_factory=dict)
     store_bytes: int = 0

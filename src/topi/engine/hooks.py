@@ -15,11 +15,14 @@ from topi.engine.compiling import eager_forward
 from topi.errors import ToPiError
 from topi.models.adapter import MergePoints
 from topi.models.rebind import rebind
+from topi.models.rope import per_sample
 
 if TYPE_CHECKING:
     from topi.engine.session import Session
 
 HOOK = "topi"
+ROTATIONS = ("apply_rotary_emb", "apply_rotary_emb_qwen")
+"""Functions by which attention processors rotate queries and keys."""
 
 
 def hooked(module: nn.Module) -> bool:
@@ -279,7 +282,9 @@ def tapped_class(cls: type) -> type:
             key, value, attn_mask = session.at_attention(query, key, value, attn_mask)
         return dispatch(query, key, value, attn_mask=attn_mask, **rest)
 
-    call = rebind(cls.__call__, dispatch_attention_fn=tapped)
+    known = cls.__call__.__globals__
+    rotations = {name: per_sample(known[name]) for name in ROTATIONS if name in known}
+    call = rebind(cls.__call__, dispatch_attention_fn=tapped, **rotations)
     return type(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__})
 
 

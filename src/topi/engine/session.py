@@ -54,9 +54,9 @@ class Callbacks(Protocol):
         """The target states [B, G, D] after the last block of a call that skipped nothing."""
 
     def reduce(self, call: Call) -> Tensor | None:
-        """Reference tokens to keep: ascending indices [K], or None for all.
+        """Reference tokens to keep: ascending indices [K] or [B, K], or None for all.
 
-        A method that `reuses` has them in store, and only the `live_tokens` are computed.
+        A method that `reuses` has [K] of them in store, and computes only the `live_tokens`.
         """
 
     def active(self, call: Call) -> Tensor | None:
@@ -69,7 +69,7 @@ class Callbacks(Protocol):
         """Are the reference tokens first run on their own, at timestep 0?"""
 
     def gather(self, call: Call, states: Tensor, rows: Tensor) -> Tensor:
-        """States [B, N, D] of the image stream to those of its kept rows [n]: [B, n, D]."""
+        """States [B, N, D] of the image stream to those of its kept rows: [B, n, D]."""
 
     def merge(self, call: Call, layer: int, states: Tensor) -> Merge | None:
         """How a layer merges its image tokens, if at all."""
@@ -107,7 +107,8 @@ class Session:
 
     Attributes:
         call: the call, or None outside of one and where there is no reference to work on.
-        rows: [n] image-stream rows computed from `front_layers` on, or None for all.
+        rows: [n], or [B, n] where each sample has its own: image-stream rows computed from
+            `front_layers` on, or None for all.
         layer: the block that runs.
         predicted: [B, G, D] target states that stand for all blocks from some layer on, or None.
         open_merge: how the running block merges.
@@ -146,7 +147,7 @@ class Session:
 
     def _forget_kept(self) -> None:
         self._kept: Tensor | None = None
-        self._kept_indices: tuple[int, ...] = ()
+        self._kept_indices: tuple[tuple[int, ...], ...] = ()
         self._kept_rows: Tensor | None = None
 
     @contextmanager
@@ -263,10 +264,11 @@ class Session:
         """The image-stream rows to compute from the front layers on, None for all; recorded."""
         record, layout = call.record, call.layout
         kept, reuses = self.method.reduce(call), self.method.reuses
-        if kept is None or (len(kept) == layout.n_reference and not reuses):
+        if kept is None or (kept.shape[-1] == layout.n_reference and not reuses):
             return None
         self._keep(kept, layout.n_target, call.device)
-        record.kept, record.front_layers = self._kept_indices, self.method.front_layers
+        record.kept, record.front_layers = self._kept_indices[0], self.method.front_layers
+        record.kept_by_sample = self._kept_indices if kept.ndim == 2 else None
         if not reuses:
             return self._kept_rows
         active, live = self.method.active(call), self.method.live_tokens(call)
@@ -277,12 +279,13 @@ class Session:
         return rows.to(call.device)
 
     def _keep(self, kept: Tensor, n_target: int, device: torch.device) -> None:
-        """Turn a choice [K] into indices and rows, once for all steps that share the tensor."""
+        """Turn a choice [K] or [B, K] into indices and rows, once for all steps that share it."""
         if kept is self._kept:
             return
-        rows = torch.cat([torch.arange(n_target), kept.cpu() + n_target])
+        targets, indices = torch.arange(n_target), kept.cpu()
+        rows = torch.cat([targets.expand(*kept.shape[:-1], -1), indices + n_target], dim=-1)
         self._kept, self._kept_rows = kept, rows.to(device)
-        self._kept_indices = tuple(rows[n_target:].sub(n_target).tolist())
+        self._kept_indices = tuple(map(tuple, torch.atleast_2d(indices).tolist()))
 
     def run_references_alone(self, kwargs: Mapping[str, Any], forward: Callable[..., Any]) -> None:
         """Run the blocks on the reference tokens, at timestep 0 and with only each other's keys.
@@ -393,7 +396,8 @@ class Session:
         """Must the running block be run uncompiled, for a method to see or change what is in it?"""
         method = self.method
         watches = method.observes and method.watches(self.call, self.layer)
-        return watches or method.merges or method.reuses or self.beside is not None
+        own_rows = self.rows is not None and self.rows.ndim == 2
+        return own_rows or watches or method.merges or method.reuses or self.beside is not None
 
     def trims(self, states: Tensor) -> bool:
         """Does the running layer compute its targets only, its image-stream input [B, N, D] given?

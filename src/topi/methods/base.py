@@ -10,6 +10,7 @@ from torch import Tensor
 from topi.engine import BlockInput, Call, CallRecord, Merge, Session
 from topi.errors import ToPiError
 from topi.models import ModelFacts, adapter_for
+from topi.models.rope import take_rows
 
 __all__ = ["BlockInput", "Call", "CallRecord", "Merge", "Method"]
 __all__ += ["check_layers", "check_one_of", "check_share", "check_whole"]
@@ -163,8 +164,9 @@ class Method:
         """Before each transformer call that has references."""
 
     def reduce(self, call: Call) -> Tensor | None:
-        """Reference tokens to keep after the front layers: ascending indices [K], None for all.
+        """Reference tokens to keep after the front layers: ascending indices, None for all.
 
+        [K], or [B, K] if each sample of the batch keeps its own.
         A method that `reuses` has those in store: where it returns indices, no reference token but
         the `live_tokens` is computed.
         """
@@ -199,8 +201,8 @@ class Method:
         """
 
     def gather(self, call: Call, states: Tensor, rows: Tensor) -> Tensor:
-        """States [B, N, D] of the image stream to those of its kept rows [n]: [B, n, D]."""
-        return states[:, rows]
+        """States [B, N, D] of the image stream to those of its kept rows [n] or [B, n]."""
+        return take_rows(states, rows)
 
     def merge(self, call: Call, layer: int, states: Tensor) -> Merge | None:
         """How `layer` merges its image tokens, given their normed states [B, N, D]; None: not."""

@@ -19,18 +19,25 @@ def first_ranked(order: Tensor, count: Tensor | int) -> Tensor:
     return torch.zeros_like(kept).scatter(-1, order, kept)
 
 
-def round_up(mask: Tensor, preference: Tensor, multiple: int) -> Tensor:
-    """Add the most preferred tokens until a multiple of `multiple`, or all, are kept.
+def filled_up(mask: Tensor, preference: Tensor, count: Tensor) -> Tensor:
+    """The tokens of a mask, and the most preferred others until there are `count`, or all.
 
     Args:
-        mask: boolean [|C|], the tokens that stay in any case.
-        preference: [|C|], higher is better.
+        mask: boolean [..., |C|].
+        preference: [..., |C|], higher is better.
     """
-    if multiple == 1:
-        return mask
-    wanted = -(-mask.sum() // multiple) * multiple
     order = preference.masked_fill(mask, torch.inf).sort(descending=True, stable=True).indices
-    return first_ranked(order, wanted)
+    return first_ranked(order, count)
+
+
+def round_up(mask: Tensor, preference: Tensor, multiple: int) -> Tensor:
+    """`filled_up` [|C|] until a multiple of `multiple`, or all, are kept."""
+    return mask if multiple == 1 else filled_up(mask, preference, multiple_of(mask.sum(), multiple))
+
+
+def multiple_of(count: Tensor, multiple: int) -> Tensor:
+    """The next multiple from `count` on."""
+    return -(-count // multiple) * multiple
 
 
 def merge_into_nearest(states: Tensor, kept: Tensor) -> Tensor:
@@ -91,9 +98,12 @@ class ReferencePruner(AnchorSchedule):
         if self.dropped == "prune":
             return super().gather(call, states, rows)
         n_target = call.layout.n_target
+        if rows.ndim == 2:
+            samples = zip(states.split(1), rows, strict=True)
+            return torch.cat([self.gather(call, *sample) for sample in samples])
         merged = merge_into_nearest(states[:, n_target:], rows[n_target:] - n_target)
         return torch.cat([states[:, :n_target], merged], dim=1)
 
     @abstractmethod
     def kept(self, call: Call) -> Tensor | None:
-        """The reference tokens to keep on a pruned step: ascending indices, or None for all."""
+        """The reference tokens to keep on a pruned step, see `reduce`; None for all."""

@@ -14,7 +14,13 @@ from torch import Tensor
 from topi.engine.attention import output_change, reference_attention
 from topi.errors import ToPiError
 from topi.methods.base import Call, check_layers, check_one_of, check_share
-from topi.methods.pruner import ReferencePruner, first_ranked, round_up
+from topi.methods.pruner import (
+    ReferencePruner,
+    filled_up,
+    first_ranked,
+    multiple_of,
+    round_up,
+)
 from topi.models import Layout, ModelFacts
 
 Score = Callable[[Tensor, Tensor, Tensor, Layout, Tensor | None], Tensor]
@@ -79,6 +85,7 @@ SCORES: dict[str, Score] = {
     score.__name__: score for score in (influence, attention, similarity, value_norm, leave_one_out)
 }
 CFG_MASKS = ("shared", "cond", "separate")
+BATCH_MASKS = ("union", "own")
 ORDERS = ("highest", "lowest")
 
 
@@ -150,6 +157,8 @@ class ToPi(ReferencePruner):
         cfg_mask: "shared": one mask for both branches of classifier-free guidance, from the sum of
             their scores, each branch normalised; "cond": from the first branch; "separate": a mask
             for each.
+        batch_mask: in a batch, "union": every sample keeps what any of them needs; "own": each
+            keeps its own best tokens, as many as the one that needs the most.
         normalise_layers: give every layer the same total score, where Eq. 9 as printed lets a
             layer with large values dominate.
         reference_floor: share of each reference image's tokens that stays in any case; Eq. 10
@@ -164,6 +173,7 @@ class ToPi(ReferencePruner):
     layers: tuple[int, ...] | None = None
     score: str = "influence"
     cfg_mask: str = "shared"
+    batch_mask: str = "union"
     normalise_layers: bool = False
     reference_floor: float = 0.0
     order: str = "highest"
@@ -185,7 +195,8 @@ class ToPi(ReferencePruner):
         for name in ("tau", "ratio", "reference_floor"):
             if (value := getattr(self, name)) is not None:
                 check_share(name, value)
-        for name, valid in (("score", SCORES), ("cfg_mask", CFG_MASKS), ("order", ORDERS)):
+        choices = {"score": SCORES, "cfg_mask": CFG_MASKS, "batch_mask": BATCH_MASKS}
+        for name, valid in (choices | {"order": ORDERS}).items():
             check_one_of(name, getattr(self, name), valid)
         if self.layers is not None:
             self.layers = tuple(self.layers)
@@ -243,7 +254,7 @@ class ToPi(ReferencePruner):
             self._kept[self._mask_of(call.branch)] = self.chosen(call, self._scores)
 
     def chosen(self, call: Call, scores: Mapping[str, Tensor]) -> Tensor:
-        """The tokens to keep after an anchor: ascending indices.
+        """The tokens to keep after an anchor: see `of_batch`.
 
         Args:
             scores: [B, |C|] of each branch.
@@ -258,12 +269,16 @@ class ToPi(ReferencePruner):
         return sum(part / part.sum(-1, keepdim=True) for part in parts)
 
     def of_batch(self, masks: Tensor, scores: Tensor) -> Tensor:
-        """One mask for a batch, what any of its samples needs: ascending indices, on the CPU.
+        """The mask for a batch, by `batch_mask`: ascending indices [K] or [B, K], on the CPU.
 
         Args:
             masks: boolean [B, |C|].
             scores: [B, |C|], for what is added to fill up to a multiple of `round_to`.
         """
+        if self.batch_mask == "own" and len(masks) > 1:
+            most = multiple_of(masks.sum(-1).amax(), self.round_to)
+            own = filled_up(masks, self._preference(scores), most)
+            return own.cpu().nonzero()[:, 1].view(len(masks), -1)
         mask = round_up(masks.any(0), self._preference(scores.sum(0)), self.round_to)
         # the only value that leaves the device, as the rows of the next steps hang on it
         return mask.cpu().nonzero().flatten()

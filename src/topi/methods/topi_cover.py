@@ -102,7 +102,7 @@ class ToPiCover(ToPi):
         return self._kept[mask]
 
     def _cover(self, mask: str, layout: Layout) -> Tensor:
-        """The tokens that any sample of the batch needs: ascending indices."""
+        """The tokens that the batch needs: see `of_batch`."""
         return self.in_turn(
             mask, layout, self._used, lambda worth, gains: self.choose(worth, layout, gains)
         )
@@ -122,7 +122,7 @@ class ToPiCover(ToPi):
             choose: from damped and true gains [B, |C|] to boolean [B, |C|].
 
         Returns:
-            Those of all samples of the batch: ascending indices.
+            Those of the batch: see `of_batch`.
         """
         weights = self._weights[mask]
         times = used.setdefault(mask, torch.zeros_like(weights))

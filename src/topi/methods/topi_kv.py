@@ -90,6 +90,8 @@ class ToPiKV(KVReuse, ToPiCover):
             raise ToPiError("live tokens are up to date; leave extrapolate off.")
         if self.drift is not None and not self.drift >= 0:
             raise ToPiError(f"drift={self.drift!r} must be a number of at least 0.")
+        if self.batch_mask != "union":
+            raise ToPiError("A store has one set of tokens for a batch; leave batch_mask=union.")
         if self.per_layer and self.covers:
             raise ToPiError("per_layer goes with selection=top; a cover has one mask for all.")
 

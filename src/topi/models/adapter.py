@@ -149,7 +149,11 @@ class Adapter(ABC):
 
     @abstractmethod
     def gather_rope(self, rope: Any, rows: Tensor, n_text: int) -> Any:
-        """Keep the rotary rows of all text tokens and of the image-stream `rows` [n] (Eq. 12)."""
+        """Keep the rotary rows of all text tokens and of the image-stream `rows` (Eq. 12).
+
+        Args:
+            rows: [n], or [B, n] where each sample has its own; the rope then has a batch axis, too.
+        """
 
     @abstractmethod
     def merge_points(self, layer: int) -> MergePoints:
@@ -259,5 +263,6 @@ def is_compiled_whole(transformer: nn.Module) -> bool:
 
 
 def with_text_rows(rows: Tensor, n_text: int) -> Tensor:
-    """Rows of `[text | image]` for the image-stream `rows` [n], keeping all text: [n_text + n]."""
-    return torch.cat([torch.arange(n_text, device=rows.device), rows + n_text])
+    """Rows of `[text | image]`: all text, and the image-stream `rows` [..., n] behind it."""
+    text = torch.arange(n_text, device=rows.device).expand(*rows.shape[:-1], -1)
+    return torch.cat([text, rows + n_text], dim=-1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from topi.errors import ToPiError
 from topi.models.adapter import Adapter, Grid, Layout, MergePoints, register, with_text_rows
+from topi.models.rope import per_sample
 
 
 @register
@@ -98,12 +99,12 @@ class FluxAdapter(Adapter):
     ) -> tuple[Tensor, Tensor]:
         """Text rows come first."""
         cos, sin = rope
-        return cos[: n_text + rows.stop], sin[: n_text + rows.stop]
+        return cos[..., : n_text + rows.stop, :], sin[..., : n_text + rows.stop, :]
 
     def rotated(self, key: Tensor, rope: tuple[Tensor, Tensor], rows: slice, n_text: int) -> Tensor:
         """By (cos, sin) of the joint sequence."""
-        cos, sin = (part[n_text + rows.start : n_text + rows.stop] for part in rope)
-        return apply_rotary_emb(key, (cos, sin), sequence_dim=1)
+        cos, sin = (part[..., n_text + rows.start : n_text + rows.stop, :] for part in rope)
+        return per_sample(apply_rotary_emb)(key, (cos, sin), sequence_dim=1)
 
     def normed_states(self, layer: int, kwargs: Mapping[str, Any]) -> Tensor:
         """By the block's first norm, which in a single-stream block also sees the text."""

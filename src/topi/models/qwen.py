@@ -9,6 +9,7 @@ from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb
 from torch import Tensor, nn
 
 from topi.models.adapter import Adapter, Layout, MergePoints, register
+from topi.models.rope import per_sample, take_rows
 
 
 @register
@@ -60,17 +61,18 @@ class QwenAdapter(Adapter):
         self, rope: tuple[Tensor, Tensor], rows: slice, n_text: int
     ) -> tuple[Tensor, Tensor]:
         """The text has an embedding of its own."""
-        return rope[0][rows], rope[1]
+        return rope[0][..., rows, :], rope[1]
 
     def rotated(self, key: Tensor, rope: tuple[Tensor, Tensor], rows: slice, n_text: int) -> Tensor:
         """By the complex embedding of the image stream."""
-        return apply_rotary_emb_qwen(key, rope[0][rows], use_real=False)
+        rotate = per_sample(apply_rotary_emb_qwen)
+        return rotate(key, rope[0][..., rows, :], use_real=False)
 
     def gather_extras(self, kwargs: dict[str, Any], rows: Tensor | slice) -> dict[str, Any]:
         """Also `modulate_index` [B, N]."""
         # zero_cond_t checkpoints modulate target and reference tokens differently
         if (index := kwargs.get("modulate_index")) is not None:
-            kwargs["modulate_index"] = index[:, rows]
+            kwargs["modulate_index"] = take_rows(index, rows)
         return kwargs
 
     def normed_states(self, layer: int, kwargs: Mapping[str, Any]) -> Tensor:
