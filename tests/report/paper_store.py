@@ -105,6 +105,7 @@ def write_cell(
         "git": {"commit": "0123abc", "dirty": False},
         "versions": {"torch": "2.15.0"},
         "device": {"name": "cpu", "threads": 2},
+        "job": {"host": "node1"},
         "weights": weights,
         "full": {"seed": 0, "weights": weights, "data": "d", "model": settings, "device": "cpu"},
         "config": {"lpips": True, "data": {"name": "mini_edit"}},

@@ -14,7 +14,7 @@ from PIL import Image
 
 from topi.errors import ToPiError
 from topi.report import build
-from topi.report.export import export
+from topi.report.export import export, published
 from topi.report.paper import BUILDERS, CAPTIONS, FIGURES, NEEDS, build_paper, suites_of
 from topi.report.paper_figures import shown_samples
 from topi.report.sheet import Block, Tile, draw
@@ -156,6 +156,23 @@ def test_every_artefact_has_its_folder():
     assert set(NEEDS) - {"table1_curves", "table1_equal_speed", "fig10_curve"} <= folders
 
 
+def test_what_is_published_names_no_host_and_no_folder():
+    manifest = {
+        "job": {"host": "node7", "slurm_job_id": "12"},
+        "resumed": [{"job": {"host": "node8"}}],
+        "config": {"store": "/home/me/results", "data": {"path": "/scratch/AnyEdit-Test"}},
+        "label": "toma/ref",
+        "count": 4,
+    }
+    assert published(manifest) == {
+        "job": {"slurm_job_id": "12"},
+        "resumed": [{"job": {}}],
+        "config": {"store": "results", "data": {"path": "AnyEdit-Test"}},
+        "label": "toma/ref",
+        "count": 4,
+    }
+
+
 def test_an_export_says_the_same_and_is_small(paper_root, built, tmp_path):
     paper, _ = built
     out = export(paper_root, tmp_path / "small")
@@ -169,6 +186,8 @@ def test_an_export_says_the_same_and_is_small(paper_root, built, tmp_path):
     assert [t.frame.to_csv() for t in paper.tables] == [t.frame.to_csv() for t in again.tables]
     page = build(out, tmp_path / "page", per_category=1)
     assert '<section id="claims"' in page.read_text()
+    for manifest in out.rglob("manifest.json"):
+        assert (content := json.loads(manifest.read_text())) == published(content)
     pictures = list(out.glob("cells/*/images/*.png"))
     assert 0 < len(pictures) < len(list(Path(paper_root).glob("cells/*/images/*.png")))
     assert export(paper_root, out) == out  # an earlier export is replaced

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from topi.errors import ToPiError
 from topi.report.artefacts import FIG5, FIG10, OURS, TEACACHE
 from topi.report.paper import NEEDS, labels_of, suites_of
 from topi.report.paper_figures import shown_samples
 from topi.report.suite import Run, suites
+from topi.results import files
 from topi.results.probe import load_probes
 from topi.results.store import Store
 
@@ -22,9 +24,9 @@ PICTURED = [*FIG5.values(), *FIG10.values(), *TEACACHE.values()]
 def export(root: Path | str, out: Path | str, per_category: int = 1) -> Path:
     """Copy the complete cells of the paper and the leaderboard, newest data and weights only.
 
-    Rows, timed runs and manifests are copied whole; masks of the cells that Figure 7 shows;
-    pictures of `per_category` samples of each category, of the cells that figures show; probes with
-    the references of their first sample.
+    Rows and timed runs are copied whole, and manifests as `published`; masks of the cells that
+    Figure 7 shows; pictures of `per_category` samples of each category, of the cells that figures
+    show; probes with the references of their first sample.
 
     Args:
         root: the folder of a `Store`.
@@ -74,9 +76,23 @@ def export(root: Path | str, out: Path | str, per_category: int = 1) -> Path:
 
 
 def _copy(paths: Iterable[Path], base: Path, out: Path) -> None:
-    """Copy the files that are there to the same place under `out`."""
+    """Copy the files that are there to the same place under `out`, manifests as `published`."""
     for path in paths:
         if path.is_file():
             to = out / path.relative_to(base)
             to.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, to)
+            if path.name == "manifest.json":
+                files.write_json(to, published(files.read_json(path)))
+            else:
+                shutil.copyfile(path, to)
+
+
+def published(content: Any) -> Any:
+    """Plain data without what is nobody's business: names of hosts, and folders of a machine."""
+    if isinstance(content, dict):
+        return {name: published(value) for name, value in content.items() if name != "host"}
+    if isinstance(content, list):
+        return [published(value) for value in content]
+    if isinstance(content, str) and Path(content).is_absolute():
+        return Path(content).name
+    return content
