@@ -8,7 +8,8 @@ import torch
 from topi import cli
 from topi.errors import ToPiError
 from topi.methods import METHODS
-from topi.report.speed import build_speed, speed_lines, speed_table
+from topi.report.paper import build_paper
+from topi.report.speed import breakdown_table, build_speed, speed_lines, speed_table
 from topi.report.text_table import to_markdown
 from topi.results.bench import load_benches
 from topi.speed import read_bench, share_of
@@ -59,6 +60,25 @@ def test_without_a_gpu_it_says_that_it_is_scaled_down(run):
     assert "scaled-down flux_kontext on cpu: random weights" in text
     assert "SCALED DOWN for lack of a GPU" in text
     assert json.loads((run.path / "manifest.json").read_text())["device"]["name"] == "cpu"
+
+
+def test_the_report_of_its_store_shows_it_beside_the_paper(run, tmp_path):
+    paper = build_paper(run.path.parents[1], tmp_path)
+    table, speed = (t for t in paper.tables if t.name == "table7_devices" or "speed" in t.name)
+    assert speed.name == f"speed_{run.key}"
+    known, measured = ([field.text for field in row] for row in table.rows)
+    assert known[1:4] == ["27.853", "0.50%", "0.05%"]
+    assert "scaled-down flux_kontext on cpu" in measured[0]
+    line = speed_lines(run).set_index("label").loc["topi keep=0.5"]
+    assert measured[2] == f"{line['scoring_seconds'] / line['total_method']:.2%}"
+    hooks = speed_lines(run).set_index("label").loc["hooks only", "transformer"]
+    assert measured[5] == f"{1 / hooks - 1:.2%}"
+    assert table.keys[measured[0]] == (run.key,)
+    (figure,) = [drawn for drawn in paper.figures if drawn.name == "speed"]
+    assert figure.path.is_file()
+    (tmp_path / "bench" / run.key).mkdir(parents=True)
+    (tmp_path / "bench" / run.key / "manifest.json").write_text("{}")
+    assert breakdown_table(load_benches(tmp_path)) is None
 
 
 def test_the_figure_has_a_point_for_each_line(run, tmp_path):

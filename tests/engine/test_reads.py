@@ -74,7 +74,7 @@ def reads(monkeypatch):
     return count
 
 
-@pytest.mark.parametrize("kind", ["flux", "qwen", "qwen_plus"])
+@pytest.mark.parametrize("kind", ["flux", "flux2", "qwen", "qwen_plus"])
 @pytest.mark.parametrize(
     "method",
     [

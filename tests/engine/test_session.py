@@ -13,13 +13,15 @@ from topi.errors import ToPiError
 from topi.methods import Merge, Method
 from topi.models import adapter_for
 
-KINDS = ["flux", "qwen", "qwen_plus"]
+KINDS = ["flux", "flux2", "qwen", "qwen_plus"]
 CASES = {
     "flux": ("flux", {}, {}),
     "flux, true CFG": ("flux", {}, {"cfg": True}),
     "flux, batch of two": ("flux", {}, {"batch": 2}),
     "flux, bf16": ("flux", {"dtype": torch.bfloat16}, {}),
     "flux, odd grid": ("flux", {}, {"size": (144, 112)}),
+    "flux2, two references, batch of two": ("flux2", {}, {"batch": 2, "cfg": True}),
+    "flux2, bf16": ("flux2", {"dtype": torch.bfloat16}, {}),
     "qwen, true CFG": ("qwen", {}, {}),
     "qwen, batch of two, padded text": ("qwen", {}, {"batch": 2, "padded": True}),
     "qwen, bf16": ("qwen", {"dtype": torch.bfloat16}, {}),
@@ -68,7 +70,7 @@ class TestEqualToUntouched:
                 assert torch.equal(pipe(**call(steps=2, **arguments)).images, plain)
             layout = method.trace[0].layout
             assert method.trace[0].merged == {
-                layer: (scope if scope in scopes else "attention", layout.n_image)
+                layer: (scope if scope in scopes else scopes[0], layout.n_image)
                 for layer, scopes in enumerate(method.facts.scopes)
             }
 
@@ -92,8 +94,8 @@ class SameTokens(Method):
         self.facts = model
 
     def merge(self, call, layer, states):
-        possible = self.scope in self.facts.scopes[layer]
-        return AllRows(states.shape[1], self.scope if possible else "attention")
+        scopes = self.facts.scopes[layer]
+        return AllRows(states.shape[1], self.scope if self.scope in scopes else scopes[0])
 
 
 class Reverse(AllRows):
@@ -119,8 +121,8 @@ class TestMerging:
         @dataclass
         class Reversed(SameTokens):
             def merge(self, call, layer, states):
-                possible = scope in self.facts.scopes[layer]
-                return Reverse(states.shape[1], scope if possible else "attention")
+                scopes = self.facts.scopes[layer]
+                return Reverse(states.shape[1], scope if scope in scopes else scopes[0])
 
         with Reversed()(pipe):
             assert torch.allclose(pipe(**call(steps=2)).images, plain, atol=1e-5)

@@ -13,6 +13,7 @@ CASES = {
     "flux": ("flux", {}, {}),
     "flux, dual blocks only": ("flux", {"dual": 3, "single": 0}, {}),
     "flux, batch of two": ("flux", {}, {"batch": 2, "cfg": True}),
+    "flux2": ("flux2", {}, {"batch": 2, "cfg": True}),
     "qwen, padded text": ("qwen", {}, {"batch": 2, "padded": True}),
     "qwen plus, zero_cond_t": ("qwen_plus", {"zero_cond_t": True}, {}),
 }
@@ -29,7 +30,7 @@ def test_full_gives_the_same_output(tiny, case):
     assert all(record.trimmed for record in method.trace)
 
 
-@pytest.mark.parametrize("kind", ["flux", "qwen_plus"])
+@pytest.mark.parametrize("kind", ["flux", "flux2", "qwen_plus"])
 def test_in_float64_nothing_but_the_last_digits_differ(tiny, kind):
     pipe, _ = tiny(kind)
     pipe.transformer.double()

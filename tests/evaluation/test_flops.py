@@ -120,7 +120,7 @@ def test_reference_kv_schedules(counter):
     assert counter.run([FULL] * 3 + [half] * 25).speedup == pytest.approx(1.84, abs=0.005)
 
 
-@pytest.mark.parametrize("kind", ["flux", "qwen", "qwen_plus"])
+@pytest.mark.parametrize("kind", ["flux", "flux2", "qwen", "qwen_plus"])
 def test_replay_counts_skipped_and_pruned_calls(tiny, kind):
     pipe, arguments = tiny(kind, zero_cond_t=True) if kind == "qwen_plus" else tiny(kind)
     method = make_method("random", front_layers=2, update_every=2, first_anchor=1)

@@ -213,7 +213,7 @@ def test_what_does_not_fit_the_model_or_the_steps():
 # --- pipelines -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["flux", "qwen", "qwen_plus"])
+@pytest.mark.parametrize("kind", ["flux", "flux2", "qwen", "qwen_plus"])
 @pytest.mark.parametrize("name", ["dato", "dato_ref"])
 def test_pipelines(tiny, kind, name):
     pipe, arguments = tiny(kind, zero_cond_t=True) if kind == "qwen_plus" else tiny(kind)

@@ -34,13 +34,13 @@ NEVER = {"ref_kv_causal"}
 @pytest.fixture(scope="module")
 def full(tiny):
     """Each kind's full-context output."""
-    kinds = {kind: tiny(kind) for kind in ("flux", "qwen")}
+    kinds = {kind: tiny(kind) for kind in ("flux", "flux2", "qwen")}
     return {
         kind: pipe(**call(steps=STEPS, cfg=True)).images for kind, (pipe, call) in kinds.items()
     }
 
 
-@pytest.mark.parametrize("kind", ["flux", "qwen"])
+@pytest.mark.parametrize("kind", ["flux", "flux2", "qwen"])
 @pytest.mark.parametrize("name", sorted({*METHODS, *CACHES} - NEVER))
 def test_neutral(tiny, full, name, kind):
     params = NEUTRAL.get(name, NEUTRAL.get(name.removesuffix("_ref")))

@@ -7,7 +7,7 @@ from topi import RefKV
 from topi.errors import ToPiError
 from topi.models import Layout, adapter_for
 
-KINDS = ["flux", "qwen", "qwen_plus"]
+KINDS = ["flux", "flux2", "qwen", "qwen_plus"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

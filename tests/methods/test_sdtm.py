@@ -238,7 +238,7 @@ def test_it_must_know_the_number_of_steps(flux):
 # --- pipelines -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["flux", "qwen", "qwen_plus"])
+@pytest.mark.parametrize("kind", ["flux", "flux2", "qwen", "qwen_plus"])
 @pytest.mark.parametrize("name", ["sdtm", "sdtm_ref"])
 def test_pipelines(tiny, kind, name):
     pipe, arguments = tiny(kind, zero_cond_t=True) if kind == "qwen_plus" else tiny(kind)

@@ -230,7 +230,7 @@ def test_names(name):
     assert method.reference_only is (name == "toma_ref")
 
 
-@pytest.mark.parametrize("kind", ["flux", "qwen", "qwen_plus"])
+@pytest.mark.parametrize("kind", ["flux", "flux2", "qwen", "qwen_plus"])
 @pytest.mark.parametrize("name", ["toma", "toma_ref"])
 def test_pipelines(tiny, kind, name):
     pipe, arguments = tiny(kind, zero_cond_t=True) if kind == "qwen_plus" else tiny(kind)

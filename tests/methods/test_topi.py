@@ -233,6 +233,7 @@ class Oracle:
         ("flux", {}, {}),
         ("flux", {}, {"cfg": True}),
         ("flux", {}, {"batch": 2}),
+        ("flux2", {}, {"batch": 2, "cfg": True}),
         ("qwen", {}, {}),
         ("qwen", {}, {"batch": 2, "padded": True}),
         ("qwen_plus", {}, {}),
@@ -337,7 +338,7 @@ class TestOptions:
     @pytest.mark.parametrize("trim_last", [False, True])
     @pytest.mark.parametrize(
         ("kind", "options"),
-        [("flux", {}), ("qwen", {}), ("qwen_plus", {"zero_cond_t": True})],
+        [("flux", {}), ("flux2", {}), ("qwen", {}), ("qwen_plus", {"zero_cond_t": True})],
     )
     def test_with_masks_of_their_own_samples_are_as_if_alone(
         self, tiny, kind, options, trim_last, more

@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from diffusers import Flux2KleinKVPipeline
 
 from topi import Full, ToPi
 from topi.errors import ToPiError
@@ -15,6 +16,7 @@ from topi.models.tiny import random_image
 
 PIPELINES = {
     "FluxTransformer2DModel": ["flux"],
+    "Flux2Transformer2DModel": ["flux2"],
     "QwenImageTransformer2DModel": ["qwen", "qwen_plus"],
 }
 
@@ -121,10 +123,12 @@ class TestContract:
         kwargs = transformer_calls(pipe, call(steps=1))[0]
         layout = adapter_for(pipe).layout(kwargs)
         lengths = []
-        hooks = [
-            block.register_forward_hook(lambda module, args, out: lengths.append(out[1].shape[1]))
-            for block in adapter_for(pipe).blocks
-        ]
+
+        def look(module, args, out):  # a single block of FLUX.2 returns the text, too
+            joint = not isinstance(out, tuple)
+            lengths.append(out.shape[1] - layout.n_text if joint else out[1].shape[1])
+
+        hooks = [block.register_forward_hook(look) for block in adapter_for(pipe).blocks]
         with Third()(pipe), torch.no_grad():
             output = pipe.transformer(**kwargs)[0]
         for hook in hooks:
@@ -177,6 +181,31 @@ class TestLayout:
         assert image_grids(sequence) == ((4, 5), (2, 3), (3, 2))
         assert image_grids(sequence[None]) == ((4, 5), (2, 3), (3, 2))
         assert image_grids(ids(0, 4, 5)) == ((4, 5),)
+
+    def test_flux2_reads_every_reference_once_for_a_pipeline_call(self, tiny, monkeypatch):
+        pipe, call = tiny("flux2")
+        read = []
+        monkeypatch.setattr(
+            "topi.models.flux2.image_grids", lambda ids: read.append(1) or image_grids(ids)
+        )
+        adapter, images = adapter_for(pipe), [random_image((160, 96)), random_image((64, 256))]
+        for _ in range(2):
+            for kwargs in transformer_calls(pipe, call(steps=3, references=images)):
+                layout = adapter.layout(kwargs)
+                assert layout.target_grid == (8, 8)
+                assert layout.reference_grids == ((6, 10), (16, 4))
+        assert len(read) == 2
+
+    def test_the_pipeline_of_flux2_with_a_store_of_its_own_is_refused(self, tiny):
+        pipe, call = tiny("flux2", seed=1)  # which puts processors of its own into the model
+        parts = {k: v for k, v in pipe.components.items() if k != "is_distilled"}
+        theirs = Flux2KleinKVPipeline(**parts)
+        theirs.set_progress_bar_config(disable=True)
+        arguments = call(steps=2)
+        del arguments["guidance_scale"]
+        refused = pytest.raises(ToPiError, match="Flux2KleinKVPipeline keeps")
+        with refused, ToPi(tau=0.5, layers=(1,), front_layers=1)(theirs):
+            theirs(**arguments)
 
     def test_flux_refuses_what_it_cannot_place(self):
         ids = torch.tensor([[1.0, 0, 0], [0, 0, 0]])

@@ -116,16 +116,17 @@ class BlockHook(ModelHook):
         super().__init__()
         self.session, self.layer = session, layer
 
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Hand on what was predicted, or run the block on the tokens that are left."""
         session, forward = self.session, self.fn_ref.original_forward
         session.layer, session.open_merge = self.layer, None
         if session.call is None:
             return forward(*args, **kwargs)
-        kwargs = keywords(module, args, kwargs)
+        adapter, n_text = session.adapter, session.call.layout.n_text
+        kwargs = adapter.separated(self.layer, keywords(module, args, kwargs), n_text)
         session.ask_skip(kwargs)
         if session.predicted is not None:
-            return kwargs["encoder_hidden_states"], session.predicted
+            return adapter.joined(self.layer, kwargs["encoder_hidden_states"], session.predicted)
         if session.rows is not None and self.layer >= session.call.record.front_layers:
             kwargs = self._gathered(kwargs)
         if session.trims(kwargs["hidden_states"]):
@@ -138,7 +139,7 @@ class BlockHook(ModelHook):
         finally:
             _running.reset(before)
         session.ran(image)
-        return text, image
+        return adapter.joined(self.layer, text, image)
 
     def _gathered(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Gather states, rotary rows and whatever else comes per token."""
@@ -166,14 +167,19 @@ class MergeAttentionHook(ModelHook):
             return forward(*args, **kwargs)
         kwargs = keywords(module, args, kwargs)
         states, text = kwargs["hidden_states"], session.call.layout.n_text
-        joint = self.points.joint  # text rows come first in `states`
-        merge = session.open_merge if joint else session.ask_merge(states)
+        joint, fused = self.points.joint, self.points.fused  # text rows come first in `states`
+        if fused:
+            merge = session.ask_merge(states[:, text:])
+        else:
+            merge = session.open_merge if joint else session.ask_merge(states)
         if merge is None or merge.scope == "mlp":
             return forward(**kwargs)
         if merge.rows is not None:
             rope = kwargs["image_rotary_emb"]
             kwargs["image_rotary_emb"] = session.adapter.gather_rope(rope, merge.rows, text)
-        if merge.scope == "block":  # the norm before has merged, the projection behind will unmerge
+        if (
+            merge.scope == "block" and not fused
+        ):  # the norm before has merged, the projection behind will unmerge
             return forward(**kwargs)
         if joint:
             kwargs["hidden_states"] = on_image_rows(merge.merge, states, text)

@@ -202,7 +202,8 @@ class Session:
                 undo(tap_processor(processor))
             if self.method.merges:
                 undo(add_hook(points.attention, MergeAttentionHook(self, points)))
-                undo(add_hook(points.mlp, MergeMLPHook(self, points)))
+                if points.mlp is not None:
+                    undo(add_hook(points.mlp, MergeMLPHook(self, points)))
                 if points.norm is not None:
                     undo(add_hook(points.norm, MergeNormHook(self)))
                     undo(add_hook(points.projection, MergeProjectionHook(self)))

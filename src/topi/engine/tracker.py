@@ -34,7 +34,7 @@ class StepTracker:
     _first: float | None = None  # timestep of step 0
     _timestep: float | Tensor | None = None
     _latents: Tensor | None = None  # held, so that its identity cannot be reused
-    _positions: Any = None
+    _positions: dict[str | None, Any] = field(default_factory=dict)  # of each branch with a name
     _schedule: Any = None
     _signature: Any = None
     _seen: list[str] = field(default_factory=list)  # branches of this step so far
@@ -54,7 +54,8 @@ class StepTracker:
             context: the branch name the pipeline set, or None.
             timestep: of the first sample, a number or a tensor that holds one.
             latents: the transformer's input tensor.
-            positions: the object with the image positions, made anew by each pipeline call.
+            positions: an object that each pipeline call makes anew, for each branch if it names
+                its branches.
             signature: anything that stays equal within a pipeline call.
             schedule: the scheduler's timesteps, made anew by each pipeline call; None: nobody has
                 told, so the timesteps themselves must.
@@ -65,7 +66,7 @@ class StepTracker:
         placed = (
             schedule is not None
             and schedule is self._schedule
-            and positions is self._positions
+            and positions is self._positions.get(context)
             and signature == self._signature
             # else the next branch, or a step that changed nothing
             and (context is not None or latents is not self._latents)
@@ -80,7 +81,8 @@ class StepTracker:
             else:
                 same_step = context not in self._seen and timestep == self._timestep
             same_step = same_step and signature == self._signature
-            begins = not same_step and self._begins(timestep, positions, signature)
+            known = positions is self._positions.get(context)
+            begins = not same_step and self._begins(timestep, known, signature)
         if begins:
             self.reset()
             self._first = timestep
@@ -92,16 +94,16 @@ class StepTracker:
         )
         self._seen.append(branch)
         self._timestep, self._latents, self._schedule = timestep, latents, schedule
-        self._positions, self._signature = positions, signature
+        self._positions[context], self._signature = positions, signature
         return begins, self.step, branch
 
-    def _begins(self, timestep: float, positions: Any, signature: Any) -> bool:
+    def _begins(self, timestep: float, known: bool, signature: Any) -> bool:
         """Is a call that opens a step also the first of a pipeline call?"""
         if self._timestep is None or signature != self._signature or timestep > self._timestep:
             return True
         # The previous pipeline call ended after its first step (an exception). Low precision can
         # also round the first timesteps to one value; then the positions are still the same object.
-        return timestep == self._first and positions is not self._positions
+        return timestep == self._first and not known
 
     def reset(self) -> None:
         """Forget the pipeline call."""

@@ -374,9 +374,10 @@ class SDTM(Method):
 
     def _scope(self, call: Call, step: int, layer: int) -> str:
         """Where a step of this number merges the layer."""
-        if not self.in_structure_stage(step, call.n_steps):
+        scopes = self._scopes[layer]
+        if not self.in_structure_stage(step, call.n_steps) and "mlp" in scopes:
             return "mlp"
-        return "block" if "block" in self._scopes[layer] else "both"
+        return "block" if "block" in scopes else "both"
 
     def _of(self, call: Call) -> Past:
         return self._past.setdefault(call.branch, Past())

@@ -170,7 +170,7 @@ class ToMeSD(Method):
                 f"layers of {model.name}, got {self.skip_layers}."
             )
         self._scopes = [
-            self.scope if self.scope in allowed else "attention" for allowed in model.scopes
+            self.scope if self.scope in allowed else allowed[0] for allowed in model.scopes
         ]
         if self.scope not in self._scopes:
             raise ToPiError(

@@ -77,22 +77,30 @@ class MergePoints:
 
     `attention` and `mlp` receive normed states of the image stream. Where `norm` and `projection`
     are given, they run in parallel on states with the text rows first, and the whole block can run
-    merged: `norm` yields `(states, gate)`, `projection` closes the residual branch.
+    merged: `norm` yields `(states, gate)`, `projection` closes the residual branch. Without `mlp`
+    all that is in `attention`, whose states have the text rows first.
     """
 
     attention: nn.Module
-    mlp: nn.Module
+    mlp: nn.Module | None
     norm: nn.Module | None = None
     projection: nn.Module | None = None
 
     @property
     def joint(self) -> bool:
         """Do attention and MLP get the text rows too?"""
-        return self.norm is not None
+        return self.norm is not None or self.fused
+
+    @property
+    def fused(self) -> bool:
+        """Are attention and MLP one module?"""
+        return self.mlp is None
 
     @property
     def scopes(self) -> tuple[Scope, ...]:
         """Where this block can be merged."""
+        if self.fused:
+            return ("block",)
         return ("attention", "mlp", "block" if self.joint else "both")
 
 
@@ -183,12 +191,23 @@ class Adapter(ABC):
         normed = self.normed_states(
             layer, own | {"hidden_states": kwargs["hidden_states"][:, rows]}
         )
-        key, value = (
-            project(normed).unflatten(-1, (attention.heads, -1))
-            for project in (attention.to_k, attention.to_v)  # which fusing leaves in place
-        )
+        both = self.projected(layer, normed)
+        key, value = (each.unflatten(-1, (attention.heads, -1)) for each in both)
         rope = kwargs["image_rotary_emb"]
         return self.rotated(attention.norm_k(key), rope, rows, text.shape[1]), value
+
+    def projected(self, layer: int, normed: Tensor) -> tuple[Tensor, Tensor]:
+        """Key and value [B, n, H D] of normed states [B, n, D], before norm and RoPE."""
+        attention = self.blocks[layer].attn
+        return attention.to_k(normed), attention.to_v(normed)  # which fusing leaves in place
+
+    def separated(self, layer: int, kwargs: dict[str, Any], n_text: int) -> dict[str, Any]:
+        """The keyword arguments of block `layer` with text and image states apart."""
+        return kwargs
+
+    def joined(self, layer: int, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor] | Tensor:
+        """Text and image states as block `layer` returns them."""
+        return text, image
 
     def with_rows(self, kwargs: dict[str, Any], rows: slice, n_text: int) -> dict[str, Any]:
         """The keyword arguments of a block for some `rows` of its image stream, and all text."""

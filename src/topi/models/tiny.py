@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     DiffusionPipeline,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxKontextPipeline,
     FluxTransformer2DModel,
     QwenImageEditPipeline,
@@ -126,6 +129,58 @@ def kontext_pipeline(
         return arguments | _common(size, steps, seed) | more
 
     return pipe, call
+
+
+def tiny_flux2(
+    dual: int = 2, single: int = 4, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> tuple[Flux2KleinPipeline, CallArguments]:
+    """A FLUX.2 klein pipeline of `dual` + `single` blocks, and a maker of its call arguments.
+
+    The maker: `call(steps=4, seed=0, batch=1, cfg=False, size=(128, 128), references=None)`, by
+    default with a square and a wide reference.
+    """
+    torch.manual_seed(seed)
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(8,) * 4, layers_per_block=1, latent_channels=16, norm_num_groups=4
+    )
+    transformer = Flux2Transformer2DModel(
+        in_channels=64,
+        num_layers=dual,
+        num_single_layers=single,
+        joint_attention_dim=WIDTH,
+        guidance_embeds=False,
+        **HEADS | {"axes_dims_rope": (8, 8, 8, 8)},
+    )
+    pipe = Flux2KleinPipeline(
+        scheduler=flux_scheduler(),
+        vae=vae.eval(),  # batch norm
+        text_encoder=None,
+        tokenizer=None,
+        transformer=_sharpen(transformer, seed),
+    )
+    pipe.set_progress_bar_config(disable=True)
+
+    def call(
+        steps: int = 4,
+        seed: int = 0,
+        batch: int = 1,
+        cfg: bool = False,
+        size: tuple[int, int] = (128, 128),
+        references: list[Image.Image] | None = None,
+        **more: Any,
+    ) -> dict[str, Any]:
+        draw = _drawer(pipe, seed)
+        images = [random_image(size, 3), random_image((160, 96), 4)]
+        arguments = {
+            "image": (images if references is None else references) or None,
+            "prompt_embeds": draw(batch, 12, WIDTH),
+            "guidance_scale": 4.0 if cfg else 1.0,
+        }
+        if cfg:
+            arguments["negative_prompt_embeds"] = draw(batch, 9, WIDTH)
+        return arguments | _common(size, steps, seed) | more
+
+    return pipe.to(dtype), call
 
 
 def tiny_qwen(

@@ -13,6 +13,7 @@ from topi.report.paper import NEEDS, labels_of, suites_of
 from topi.report.paper_figures import shown_samples
 from topi.report.suite import Run, suites
 from topi.results import files
+from topi.results.bench import load_benches
 from topi.results.probe import load_probes
 from topi.results.store import Store
 
@@ -26,7 +27,7 @@ def export(root: Path | str, out: Path | str, per_category: int = 1) -> Path:
 
     Rows and timed runs are copied whole, and manifests as `published`; masks of the cells that
     Figure 7 shows; pictures of `per_category` samples of each category, of the cells that figures
-    show; probes with the references of their first sample.
+    show; probes with the references of their first sample; benchmarks whole.
 
     Args:
         root: the folder of a `Store`.
@@ -67,6 +68,9 @@ def export(root: Path | str, out: Path | str, per_category: int = 1) -> Path:
         shared = [full / "images" / f"{sample}.png" for sample in samples]
         shared += [p for sample in samples for p in (full / "references").glob(f"{sample}_*.png")]
         _copy([full / "manifest.json", *shared], full, out / "full" / full.name)
+    for bench in load_benches(root):
+        records = [bench.path / "manifest.json", bench.path / "rows.jsonl"]
+        _copy(records, bench.path, out / "bench" / bench.key)
     for probe in load_probes(root):
         first = probe.rows[0]["sample"]
         records = [probe.path / "manifest.json", probe.rows_file, *probe.path.glob("maps/*.npz")]

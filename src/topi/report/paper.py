@@ -26,8 +26,10 @@ from topi.report.flops_table import flops_table
 from topi.report.paper_figures import FIGURES as PAPER_FIGURES
 from topi.report.paper_tables import curve_table, equal_speed_table, overhead_table, sheet_table
 from topi.report.pareto import leaderboard, pareto, pareto_categories
+from topi.report.speed import breakdown_table, speed_figure, speed_table, title
 from topi.report.suite import MODELS, Suite, best_suites, suites
 from topi.report.text_table import TextTable, to_latex, to_markdown
+from topi.results.bench import BenchRun, load_benches
 from topi.results.probe import ProbeRun, load_probes
 from topi.results.store import Store
 
@@ -158,11 +160,20 @@ def build_paper(root: Path | str, out: Path | str) -> Paper:
     store, out = Store(root), Path(out)
     judged = judge_all(CLAIMS, gather_evidence(store))
     found = suites(store)
-    tables = list(build_tables(found))
+    benches = load_benches(store.root)
+    tables = [*build_tables(found), *filter(None, [breakdown_table(benches)])]
+    tables += map(speed_table, benches)
     figures, missing = build_figures(store, found, out / "figures")
+    figures += [_speed(bench, out / "figures") for bench in benches]
     _write_claims(judged, out)
     _write_tables(tables, out / "tables")
     return Paper(judged, tables, figures, _absent_models(found) + missing)
+
+
+def _speed(bench: BenchRun, folder: Path) -> Drawn:
+    caption = "Each dot is a method at one share of kept tokens; on the line nothing is lost."
+    path = save(speed_figure(bench), folder, f"speed_{bench.key}")
+    return Drawn("speed", title(bench.manifest), caption, path, wide=False)
 
 
 def suites_of(name: str, found: Sequence[Suite]) -> list[Suite]:

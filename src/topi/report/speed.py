@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 
 from topi.errors import ToPiError
 from topi.report.figures import STYLE, save
+from topi.report.paper_values import paper_values
 from topi.report.statistics import bootstrap
 from topi.report.text_table import Text, TextTable
 from topi.results.bench import BenchRun, load_benches
@@ -66,6 +68,46 @@ def speed_table(run: BenchRun) -> TextTable:
         words=1,
         notes=tuple(notes(about)),
         keys={"measured in": (run.key,)},
+    )
+
+
+def breakdown_table(runs: Sequence[BenchRun]) -> TextTable | None:
+    """Table 7 on each device that was benchmarked: where ToPi's time goes at half of the tokens.
+
+    None if no benchmark has that line.
+    """
+    paper = paper_values("table7").set_index("component")
+    ratios = [paper["ratio"][name] for name in ("Importance Scoring", "Selection")]
+    seconds = paper["runtime"]["Total"]
+    known = ["FLUX.1 Kontext, the paper", seconds, *ratios, "–", "–"]
+    rows = [tuple(Text(field, paper=True) for field in known)]
+    records, keys = [], {}
+    for run in runs:
+        frame = speed_lines(run).set_index("label")
+        if "topi keep=0.5" not in frame.index:
+            continue
+        line, about = frame.loc["topi keep=0.5"], run.manifest
+        shares = {stage: line[f"{stage}_seconds"] / line["total_method"] for stage in STAGES}
+        shares["hooks"] = 1 / frame["transformer"].get(HOOKS, np.nan) - 1
+        what = title(about)
+        fields = (what, f"{line['total_method']:.3f}", *(f"{s:.2%}" for s in shares.values()))
+        rows.append(tuple(map(Text, fields)))
+        records.append({"run": run.key, "seconds": line["total_method"], **shares})
+        keys[what] = (run.key,)
+    if not records:
+        return None
+    return TextTable(
+        name="table7_devices",
+        title="Table 7 on each device: where the time goes with half of the tokens",
+        headings=("What and where", "Runtime (s)", "Scoring", "Selection", "Gathering", "Hooks"),
+        rows=tuple(rows),
+        frame=pd.DataFrame(records),
+        words=1,
+        notes=(
+            "Shares of the method's end-to-end time; hooks: what the transformer takes longer with "
+            "hooks that do nothing. Medians over the timed runs of `topi bench`.",
+        ),
+        keys=keys,
     )
 
 
