@@ -228,7 +228,10 @@ def test_pipelines(tiny, kind, name):
     r = int((n if name == "dato" else whole.n_reference) * 0.4)
     for record in method.trace:
         layers = range(record.skipped_from or 6)
-        assert record.merged == dict.fromkeys(layers, ("attention", n - r))
+        fused = range(2 if kind == "flux2" else 6, 6)  # single blocks that are one module each
+        assert record.merged == {
+            layer: ("block" if layer in fused else "attention", n - r) for layer in layers
+        }
 
 
 @pytest.mark.parametrize("kind", ["flux", "qwen"])

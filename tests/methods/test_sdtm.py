@@ -249,8 +249,10 @@ def test_pipelines(tiny, kind, name):
     assert torch.equal(first, again) and not torch.equal(first, full)
     assert METHODS[name] is SDTM and method.name == name
     stages = [{scope for scope, _ in r.merged.values()} for r in method.trace if r.branch == "cond"]
-    structure = {"both", "block"} if kind == "flux" else {"both"}
+    structure = {"both", "block"} if kind in ("flux", "flux2") else {"both"}
     assert stages == [set(), structure, structure, set(), {"mlp"}]
+    detail = [r.merged for r in method.trace if r.branch == "cond"][-1]
+    assert set(detail) == set(range(2 if kind == "flux2" else 6))  # single blocks have no MLP apart
     for cond, uncond in zip(method.trace[::2], method.trace[1::2], strict=True):
         assert cond.merged == uncond.merged
 

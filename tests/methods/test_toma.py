@@ -251,7 +251,7 @@ def test_pipelines(tiny, kind, name):
     length = start + sum(int(destination_counts(tiles(g, (4, 4)), 0.5).sum()) for g in grids)
     assert length < layout.n_image
     plan = {1: ("attention", length)} | dict.fromkeys((3, 4, 5), ("block", length))
-    if kind != "flux":
+    if kind not in ("flux", "flux2"):
         plan = dict.fromkeys(range(2, 6), ("attention", length))
     merged = [record.merged for record in method.trace]
     assert merged == [plan, plan, {}, {}, {}, {}, plan, plan, {}, {}]  # two branches, steps 0 and 3

@@ -207,6 +207,8 @@ def test_pipelines(tiny, kind, name):
     region = layout.n_reference if name == "tomesd_ref" else layout.n_image
     length = layout.n_image - int(region * 0.5)
     expected = dict.fromkeys(range(6), ("attention", length))
+    if kind == "flux2":  # whose single blocks are one module each
+        expected |= dict.fromkeys(range(2, 6), ("block", length))
     assert [record.merged for record in method.trace] == [expected] * 4
 
 

@@ -61,7 +61,10 @@ class PruneMerge(Merge):
     `nearest_survivor`) number the tokens after them.
     """
 
-    def __init__(self, home: LongTensor, rows: LongTensor, start: int) -> None:
+    def __init__(
+        self, home: LongTensor, rows: LongTensor, start: int, scope: str = "attention"
+    ) -> None:
+        self.scope = scope
         prefix = torch.arange(start, device=rows.device)
         self.rows = torch.cat([prefix, start + rows])
         self._home = torch.cat([prefix, start + home])
@@ -134,6 +137,7 @@ class DaTo(Method):
     _features: dict[str, Features] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _scopes: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
     _bases: dict[str, tuple[int, LongTensor]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -169,6 +173,7 @@ class DaTo(Method):
             ToPiError: the front layers are all that there are.
         """
         self._depth = model.depth
+        self._scopes = tuple(allowed[0] for allowed in model.scopes)
         if self.depths is None and self.cache_every > 1 and self.front_layers >= model.depth:
             raise ToPiError(
                 f"front_layers={self.front_layers} leaves none of the {model.depth} layers of this "
@@ -242,7 +247,7 @@ class DaTo(Method):
         if r <= 0 or not len(patches):
             return None
         home, rows = nearest_survivor(body, self._bases_of(call, patches, n), r)
-        return PruneMerge(home, rows, start)
+        return PruneMerge(home, rows, start, self._scopes[layer])
 
     def _bases_of(self, call: Call, patches: LongTensor, n: int) -> LongTensor:
         """The bases of the call's step [w]."""

@@ -318,10 +318,13 @@ class SDTM(Method):
             stored.clear()
             if self.merge_weight == 1 or self.protect_every == 1:
                 return None
-            return Watched(stored, self._scope(call, call.step + 1, layer), start)
+            scope = self._scope(call, call.step + 1, layer)
+            return Watched(stored, scope, start) if scope in self._scopes[layer] else None
 
         rho = merge_share(call.step, call.n_steps, self.ratio, self.deviation)
         body, scope = states[:, start:], self._scope(call, call.step, layer)
+        if scope not in self._scopes[layer]:  # its MLP and its attention are one
+            return None
         if self.in_structure_stage(call.step, call.n_steps):
             found = self._structure(call, layer, body, grids, rho)
         else:
@@ -374,10 +377,9 @@ class SDTM(Method):
 
     def _scope(self, call: Call, step: int, layer: int) -> str:
         """Where a step of this number merges the layer."""
-        scopes = self._scopes[layer]
-        if not self.in_structure_stage(step, call.n_steps) and "mlp" in scopes:
+        if not self.in_structure_stage(step, call.n_steps):
             return "mlp"
-        return "block" if "block" in scopes else "both"
+        return "block" if "block" in self._scopes[layer] else "both"
 
     def _of(self, call: Call) -> Past:
         return self._past.setdefault(call.branch, Past())

@@ -49,7 +49,6 @@ class FluxAdapter(Adapter):
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__(transformer)
         self._grids: tuple[Tensor | None, tuple[Grid, ...]] = (None, ())
-        self._read: torch.Size | None = None
 
     def stacks(self) -> tuple[nn.ModuleList, ...]:
         """The dual-stream blocks, then the single-stream blocks."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from diffusers.models.transformers.transformer_flux2 import Flux2Modulation
-from torch import Tensor
+from torch import Tensor, nn
 
 from topi.errors import ToPiError
 from topi.models.adapter import Grid, Layout, MergePoints, register
@@ -29,6 +29,10 @@ class Flux2Adapter(FluxAdapter):
     published_layers: ClassVar = {}
     published_cache: ClassVar = {}
 
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__(transformer)
+        self._read: list[tuple[Tensor, torch.Size, tuple[Grid, ...]]] = []
+
     def positions(self, kwargs: Mapping[str, Any]) -> Tensor:
         """`txt_ids`: the pipelines put `img_ids` together anew at every step."""
         return kwargs["txt_ids"]
@@ -45,11 +49,16 @@ class Flux2Adapter(FluxAdapter):
                 "and computes no reference token after it, so that there is nothing left to prune; "
                 "use Flux2KleinPipeline."
             )
-        ids, text = kwargs["img_ids"], kwargs["txt_ids"]
-        if self._grids[0] is not text or self._read != ids.shape:
-            self._grids, self._read = (text, image_grids(ids)), ids.shape
-        target, *references = self._grids[1]
+        target, *references = self._grids_of(kwargs["img_ids"], kwargs["txt_ids"])
         return Layout(kwargs["encoder_hidden_states"].shape[1], target, tuple(references))
+
+    def _grids_of(self, ids: Tensor, text: Tensor) -> tuple[Grid, ...]:
+        for known, shape, grids in self._read:
+            if known is text and shape == ids.shape:
+                return grids
+        grids = image_grids(ids)  # which waits for the device
+        self._read = [*self._read[-1:], (text, ids.shape, grids)]  # of both branches
+        return grids
 
     def inputs(self, layout: Layout, batch: int, device: torch.device) -> dict[str, Any]:
         """Of a pipeline call; `img_ids` holds each token's image, row, column and 0."""
