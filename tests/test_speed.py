@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from topi import cli
+from topi.engine import compiling
 from topi.errors import ToPiError
+from topi.evaluation import bench as measuring
 from topi.methods import METHODS
 from topi.report.paper import build_paper
 from topi.report.speed import breakdown_table, build_speed, speed_lines, speed_table
 from topi.report.text_table import to_markdown
 from topi.results.bench import load_benches
-from topi.speed import read_bench, share_of
+from topi.speed import bench, read_bench, share_of
 
 TINY = ["model=flux_kontext", "weights=random", "size=64", "steps=3", "repeats=2", "warmup=0"]
 
@@ -123,11 +125,29 @@ def test_a_compiled_model_is_compared_with_its_compiled_full_run(tmp_path):
     assert [row["method"] for row in run.rows] == ["full", "hooks", "full", "topi"]
 
 
+def test_cuda_graphs_are_of_lengths_that_repeat(tmp_path, monkeypatch):
+    asked, measured = [], []
+    monkeypatch.setattr(compiling, "compile", lambda pipe, **options: asked.append(options))
+    monkeypatch.setattr(
+        measuring,
+        "measure",
+        lambda editor, sample, variants, *rest, **more: measured.extend(variants) or [],
+    )
+    settings = ["methods=[topi,tomesd]", "keep=[0.3]", "compile=true", "graphs=true"]
+    run = bench([*TINY, *settings, f"store={tmp_path}"])
+    assert asked == [{"backend": "inductor", "dynamic": False, "mode": "reduce-overhead"}]
+    assert run.manifest["compiled"] == "inductor with CUDA graphs"
+    methods = {variant.method: variant.attach for variant in measured}
+    assert methods["topi"].func.round_to == 64
+    assert "tomesd" in methods
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ("weights=rnd", "weights=rnd is unknown; choose one of: own, random"),
         ("keep=[2]", r"keep=2.0 must be in \(0, 1\]"),
+        ("graphs=true", "graphs=true needs compile=true"),
         ("repeats=0", "repeats=0 must be at least 1"),
         ("repeats=x", "repeats: "),
     ],

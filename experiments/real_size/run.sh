@@ -8,7 +8,7 @@
 # are random, of the published sizes. Without a GPU the same stages run scaled down, as a rehearsal.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-stages="check kernels flux rivals flux_two flux_small flux_large flux_40 flux_compiled flux_trimmed
+stages="check kernels flux rivals flux_two flux_small flux_large flux_40 flux_compiled flux_graphs flux_trimmed
 qwen qwen_two qwen_40 qwen_compiled"
 stage=${1:-}
 if [[ " ${stages//$'\n'/ } " != *" $stage "* || $# -lt 2 ]]; then
@@ -58,6 +58,7 @@ run() {
     flux_large) bench $flux "$ours" "$half" size=1536 "$@" ;;
     flux_40) bench $flux "$ours" "$half" steps=40 "$@" ;;
     flux_compiled) bench $flux "$ours" 'keep=[0.3,0.5]' compile=true "$@" ;;
+    flux_graphs) bench $flux "$ours" 'keep=[0.3,0.5]' compile=true graphs=true "$@" ;;
     flux_trimmed) bench $flux "$ours" trim_last=true "$@" ;;
     qwen) bench $qwen "$ours" model.true_cfg=1.0 "$@" ;;
     qwen_two) bench $several "$ours" "$half" references=2 model.true_cfg=1.0 "$@" ;;

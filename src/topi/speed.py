@@ -47,6 +47,8 @@ class BenchConfig:
             gets them side by side.
         steps: denoising steps; one in ten is an anchor.
         compile: time with compiled blocks, full and methods alike; `backend` is torch.compile's.
+        graphs: replay the compiled blocks as CUDA graphs, one for each length; methods keep a
+            multiple of 64 tokens, so that lengths repeat.
         trim_last: every method's last block computes target rows only (see `Method.__call__`).
         kernel: what sums attention weights at anchors: "chunked", "flash" or "triton".
     """
@@ -61,6 +63,7 @@ class BenchConfig:
     steps: int = PERIOD
     compile: bool = False
     backend: str = "inductor"
+    graphs: bool = False
     trim_last: bool = False
     kernel: str = "chunked"
 
@@ -74,6 +77,8 @@ def read_bench(overrides: Sequence[str]) -> tuple[BenchConfig, list[str]]:
     config, rest = own_keys(BenchConfig, overrides)
     check_choice("weights", config.weights, WEIGHTS)
     check_choice("kernel", config.kernel, SCORING)
+    if config.graphs and not (config.compile and config.backend == "inductor"):
+        raise ConfigError("graphs=true needs compile=true and backend=inductor.")
     for name in ("repeats", "references", "steps"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name}={getattr(config, name)} must be at least 1.")
@@ -119,7 +124,8 @@ def bench(overrides: Sequence[str]) -> BenchRun:
     claim_gpu(Path(config.store))
     editor = experiment.open_editor(config)
     if settings.compile:
-        compile(editor.pipe, backend=settings.backend)
+        graphs = {"dynamic": False, "mode": "reduce-overhead"} if settings.graphs else {}
+        compile(editor.pipe, backend=settings.backend, **graphs)
     variants = variants_of(settings, config, editor, adapter_for(editor.pipe).facts)
     content = {
         "model": editor.name,
@@ -130,7 +136,7 @@ def bench(overrides: Sequence[str]) -> BenchRun:
         "steps": editor.steps,
         "size": [editor.config.height, editor.config.width],
         "references": settings.references,
-        "compiled": settings.backend if settings.compile else None,
+        "compiled": compiled_by(settings),
         "trim_last": settings.trim_last,
         "kernel": settings.kernel,
         "device": editor.device_name,
@@ -233,6 +239,8 @@ def variants_of(
             own = {"update_every": PERIOD, "first_anchor": 0}
             if keep is not None:
                 own["ratio"] = share_of(cls, keep)
+            if settings.graphs:
+                own["round_to"] = 64
             own = {k: v for k, v in own.items() if k in known}
             method = read_config(composed([f"method={name}"])).method
             whole = replace(config, method=method | own)
@@ -243,6 +251,13 @@ def variants_of(
             attach = partial(built, trim_last=settings.trim_last)
             lines.append(Variant(label, name, attach, keep))
     return lines
+
+
+def compiled_by(settings: BenchConfig) -> str | None:
+    """What compiles the blocks, in words; None: nothing."""
+    if not settings.compile:
+        return None
+    return f"{settings.backend} with CUDA graphs" if settings.graphs else settings.backend
 
 
 def share_of(method: "type[Method]", keep: float) -> float:
