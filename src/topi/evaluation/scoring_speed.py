@@ -1,6 +1,6 @@
 """Which scoring kernel is fastest here, and how far each is off: `python -m ...scoring_speed`.
 
-At real size on a GPU, scaled down elsewhere. The error is that of a layer's score (Eq. 9) in the
+At real size on a GPU, scaled down elsewhere unless asked for. The error is that of a layer's score (Eq. 9) in the
 model's precision against float64 sums of the very same inputs, and how many tokens that Eq. 10
 keeps are others. One line of JSON per kernel.
 """
@@ -74,15 +74,17 @@ def main(arguments: list[str] | None = None) -> None:
     """Print a line per kernel, the fastest first."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--real-size", action="store_true", help="also without a GPU")
     parsed = parser.parse_args(arguments)
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    heads, width, layout = REAL if on_gpu else SCALED_DOWN
+    real = on_gpu or parsed.real_size
+    heads, width, layout = REAL if real else SCALED_DOWN
     states = inputs(heads, width, layout, torch.bfloat16, device)
     truth = exact(*states, layout)
     lines = []
     for kernel in ("chunked", *(name for name in KERNELS if on_gpu or name != "triton")):
-        line = {"kernel": kernel, "device": device.type, "real_size": on_gpu}
+        line = {"kernel": kernel, "device": device.type, "real_size": real}
         line |= compare(kernel, states, layout, truth)
         with scored_by(kernel):
             work = partial(influence, *states, layout, None)
