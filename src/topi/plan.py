@@ -19,7 +19,7 @@ from topi.config import AXES, Config, axes_read, read_config
 from topi.errors import ToPiError
 from topi.results.keys import canonical
 
-GPUS = {"kontext": "a100", "qwen_edit": "h20", "qwen_edit_plus": "h20"}
+GPUS = {"kontext": "a100", "flux2": "a100", "qwen_edit": "h20", "qwen_edit_plus": "h20"}
 """Where the paper ran the models of each kind."""
 BESIDE = ("logger", "store", "resume", "shard", "devices")
 """Of a configuration: what does not change the numbers of a cell."""

@@ -54,9 +54,10 @@ def test_registered_layers_reach_the_transformer():
 def test_several_references_need_the_plus_pipeline():
     red, blue = (Image.new("RGB", (128, 128), c) for c in ("red", "blue"))
     sample = EditSample("two", "local_edit", "add", "use both", (red, blue))
-    assert tiny("qwen_edit_plus").edit(sample).size == (128, 128)
+    for kind in ("qwen_edit_plus", "flux2"):
+        assert tiny(kind).edit(sample).size == (128, 128)
     for kind in ("kontext", "qwen_edit"):
-        with pytest.raises(ToPiError, match=r"has 2 references.*qwen_edit_plus"):
+        with pytest.raises(ToPiError, match=r"has 2 references.*flux2 or qwen_edit_plus"):
             tiny(kind).edit(sample)
 
 
@@ -83,11 +84,12 @@ def test_missing_weights_are_one_sentence(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"kind": "sdxl"}, "choose from kontext, qwen_edit, qwen_edit_plus"),
+        ({"kind": "sdxl"}, "choose from kontext, flux2, qwen_edit, qwen_edit_plus"),
         ({"source": "disk"}, "choose from hub, standin, tiny"),
         ({"offload": "all"}, "choose from none, model, sequential"),
         ({"dtype": "float33"}, "no torch dtype"),
         ({"steps": 0}, "at least 1"),
+        ({"kind": "flux2", "source": "random"}, "not for flux2 yet"),
         ({"stepz": 4}, "unknown model fields.*stepz"),
     ],
 )

@@ -1,8 +1,8 @@
 """Which scoring kernel is fastest here, and how far each is off: `python -m ...scoring_speed`.
 
-At real size on a GPU, scaled down elsewhere unless asked for. The error is that of a layer's score (Eq. 9) in the
-model's precision against float64 sums of the very same inputs, and how many tokens that Eq. 10
-keeps are others. One line of JSON per kernel.
+At real size on a GPU, scaled down elsewhere unless asked for. The error is that of a layer's score
+(Eq. 9) in the model's precision against float64 sums of the very same inputs, and how many tokens
+that Eq. 10 keeps are others. One line of JSON per kernel.
 """
 
 import argparse

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import (
     DiffusionPipeline,
+    Flux2KleinPipeline,
     FluxKontextPipeline,
     QwenImageEditPipeline,
     QwenImageEditPlusPipeline,
@@ -19,12 +20,15 @@ from PIL import Image
 from topi.data import EditSample
 from topi.errors import ToPiError
 
-#: The kinds of editor: the pipeline class of each, and how many references it can take.
+#: The kinds of editor: the pipeline class of each.
 PIPELINES: dict[str, type[DiffusionPipeline]] = {
     "kontext": FluxKontextPipeline,
+    "flux2": Flux2KleinPipeline,
     "qwen_edit": QwenImageEditPipeline,
     "qwen_edit_plus": QwenImageEditPlusPipeline,
 }
+SEVERAL = ("flux2", "qwen_edit_plus")
+"""Those that take several references."""
 SOURCES = ("hub", "standin", "tiny", "random")
 OFFLOADS = ("none", "model", "sequential")
 
@@ -45,7 +49,7 @@ class ModelConfig:
     device: str = "auto"
     offload: str = "none"
     guidance: float = 2.5  # embedded guidance (Kontext)
-    true_cfg: float = 1.0  # classifier-free guidance with a negative prompt (Qwen)
+    true_cfg: float = 1.0  # classifier-free guidance (Qwen, FLUX.2), with a negative prompt (Qwen)
     negative_prompt: str | None = None
     front_layers: int = 10
     representative_layers: tuple[int, ...] | None = None
@@ -112,14 +116,14 @@ class Editor:
         references = [_readable(image, sample.id) for image in sample.references]
         if not references:
             raise ToPiError(f"sample {sample.id} has no reference image")
-        if config.kind != "qwen_edit_plus" and len(references) > 1:
+        if config.kind not in SEVERAL and len(references) > 1:
             raise ToPiError(
                 f"sample {sample.id} has {len(references)} references but {self.name} takes one; "
-                "use a model of kind qwen_edit_plus"
+                f"use a model of kind {' or '.join(SEVERAL)}"
             )
         height, width = sample.size or (config.height, config.width)
         common = {
-            "image": references if config.kind == "qwen_edit_plus" else references[0],
+            "image": references if config.kind in SEVERAL else references[0],
             "prompt": sample.instruction,
             "height": height,
             "width": width,
@@ -131,6 +135,8 @@ class Editor:
             own_size = {"max_area": height * width, "_auto_resize": False}
             common |= {"guidance_scale": config.guidance}
             return common if config.source == "hub" else common | own_size
+        if config.kind == "flux2":
+            return common | {"guidance_scale": config.true_cfg}
         return common | {
             "true_cfg_scale": config.true_cfg,
             "negative_prompt": config.negative_prompt,
@@ -220,6 +226,7 @@ def _build_tiny(config: ModelConfig) -> Editor:
 
     build = {
         "kontext": tiny.tiny_flux,
+        "flux2": tiny.tiny_flux2,
         "qwen_edit": tiny.tiny_qwen,
         "qwen_edit_plus": tiny.tiny_qwen_plus,
     }[config.kind]
@@ -229,8 +236,11 @@ def _build_tiny(config: ModelConfig) -> Editor:
 
 
 def _build_random(config: ModelConfig) -> Editor:
-    from topi.models.random import random_pipeline
+    from topi.models.random import PUBLISHED, random_pipeline
 
+    if config.kind not in PUBLISHED:
+        known = ", ".join(PUBLISHED)
+        raise ToPiError(f"Random weights are made for {known}, not for {config.kind} yet.")
     if config.offload != "none":
         raise ToPiError("Random weights are made on the device; use model.offload=none.")
     pipe, call = random_pipeline(
