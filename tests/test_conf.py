@@ -168,7 +168,7 @@ def test_layers_and_score_reach_topi():
         ("tau=1.5", r"tau=1.5 must be a number in \[0, 1\]"),
         ("ratio=-0.1", "ratio=-0.1"),
         ("method.score=infuence", "influence, attention"),
-        ("model.kind=kontxt", "kontext, qwen_edit"),
+        ("model.kind=kontxt", "kontext, flux2, qwen_edit"),
         ("layers.strategy=middle", "representative, all, random, first, last"),
         ("layers=first layers.count=0", "at least 1"),
         ("data.split=test", "train, calibration, evaluation"),
