@@ -167,19 +167,18 @@ class MergeAttentionHook(ModelHook):
             return forward(*args, **kwargs)
         kwargs = keywords(module, args, kwargs)
         states, text = kwargs["hidden_states"], session.call.layout.n_text
-        joint, fused = self.points.joint, self.points.fused  # text rows come first in `states`
-        if fused:
-            merge = session.ask_merge(states[:, text:])
+        joint, fused = self.points.joint, self.points.fused  # joint: text rows come first
+        if joint and not fused:
+            merge = session.open_merge  # which the norm before has asked for
         else:
-            merge = session.open_merge if joint else session.ask_merge(states)
+            merge = session.ask_merge(states[:, text:] if joint else states)
         if merge is None or merge.scope == "mlp":
             return forward(**kwargs)
         if merge.rows is not None:
             rope = kwargs["image_rotary_emb"]
             kwargs["image_rotary_emb"] = session.adapter.gather_rope(rope, merge.rows, text)
-        if (
-            merge.scope == "block" and not fused
-        ):  # the norm before has merged, the projection behind will unmerge
+        # the norm before has merged for the whole block, the projection behind will unmerge
+        if merge.scope == "block" and not fused:
             return forward(**kwargs)
         if joint:
             kwargs["hidden_states"] = on_image_rows(merge.merge, states, text)
