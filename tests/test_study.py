@@ -16,7 +16,7 @@ from topi.models import ModelFacts
 from topi.results import files
 from topi.results.calibration import read_calibration
 from topi.results.probe import load_probes
-from topi.study import CALIBRATE_READS, compose_study
+from topi.study import CALIBRATE_READS, PROBE_READS, SAMPLES, compose_study
 
 FACTS = ModelFacts("Flux", (2, 4), (("attention",),) * 6, (0, 1, 2))
 FEW = ("model.steps=2", "model.height=64", "model.width=64")
@@ -204,3 +204,14 @@ class TestRepresentativeLayers:
         assert method.layers == (3, 5)
         assert label_of(config, method).endswith("layers=3-5")
         assert json.loads(shipped.read_text())["layers"] == [3, 5]
+
+
+def test_a_probe_is_of_the_size_of_an_experiment():
+    for overrides, model, count in (
+        (["size=smoke"], "tiny_flux", 4),
+        (["size=small"], "kontext_standin", 64),
+        (["size=small", "model=tiny_qwen", "data.count=2"], "tiny_qwen", 2),
+        ([], "kontext_standin", SAMPLES),
+    ):
+        config = compose_study("probe", overrides, PROBE_READS, count=SAMPLES)
+        assert (config.model["name"], config.data.count) == (model, count)

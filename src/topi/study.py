@@ -21,7 +21,7 @@ from topi.results.probe import ProbeRun, probe_run
 
 SAMPLES = 48  # 12 of each category, as in the paper (section 5.1)
 CALIBRATE_READS = ("model", "data", "seed", "store")
-PROBE_READS = (*CALIBRATE_READS, "layers", "tau")
+PROBE_READS = (*CALIBRATE_READS, "layers", "tau", "size")
 
 
 def compose_study(
@@ -48,7 +48,8 @@ def compose_study(
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             composed = compose("config", list(overrides))
         for name, value in data.items():
-            if name in composed.data and f"data.{name}" not in keys:
+            given = f"data.{name}" in keys or (name == "count" and "size" in keys)
+            if name in composed.data and not given:
                 OmegaConf.update(composed, f"data.{name}", value)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error
