@@ -59,7 +59,7 @@ class Shown:
     wide: bool = False
 
 
-MANY = 500_000
+MANY = 100_000
 """Rows from which on tables are made of sums, and pictures and differences of one cell a label."""
 
 

@@ -195,7 +195,7 @@ class Suite:
         """Has it random weights, for tests?"""
         return self.settings.get("model", {}).get("source") == "tiny"
 
-    @property
+    @cached_property
     def created(self) -> str:
         """When its newest cell was begun."""
         return max(cell.created for cell in self.cells)
@@ -209,13 +209,22 @@ class Suite:
             found |= {identity(label): entry for label in cell.labels}
         return found
 
-    @property
+    @cached_property
     def labels(self) -> list[str]:
         """The labels of its cells."""
         return list(dict.fromkeys(entry.label for entry in self._entries.values()))
 
     def state(self, label: str) -> str:
-        """`complete`, `missing`, or how far the cell is."""
+        """`complete`, `missing`, or how far the cell was when it was asked first."""
+        if label not in self._states:
+            self._states[label] = self._state(label)
+        return self._states[label]
+
+    @cached_property
+    def _states(self) -> dict[str, str]:
+        return {}
+
+    def _state(self, label: str) -> str:
         entry = self._entries.get(identity(label))
         if entry is None:
             return "missing"
