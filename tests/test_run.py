@@ -151,7 +151,7 @@ def test_what_makes_another_cell(run, changed, same_full):
     ("arguments", "words"),
     [
         ("method=topy", "method=topy is unknown; choose one of: checker, dato, .*full, random"),
-        ("model=flux", "model=flux is unknown; choose one of: flux_kontext, kontext_standin"),
+        ("model=flux", "model=flux is unknown; choose one of: flux2_klein, flux_kontext"),
         ("taau=0.9", "There is no taau; choose one of: .*tau"),
         ("method.tua=1", "There is no method.tua; choose one of: name, tau"),
         ("tau=0.8,0.9", "add -m to sweep"),

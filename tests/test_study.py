@@ -114,7 +114,10 @@ def test_a_killed_probe_goes_on_and_ends_the_same(topi_, edits, monkeypatch):
     ("arguments", "words"),
     [
         (("calibrate", "method=toma", "tau=1"), "does not read method, tau; it reads model, data"),
-        (("calibrate", "model=flux"), "model=flux is unknown; choose one of: flux_kontext"),
+        (
+            ("calibrate", "model=flux"),
+            "model=flux is unknown; choose one of: flux2_klein, flux_kontext",
+        ),
         (("calibrate", "model.step=3"), "step"),
         (("calibrate", "model=tiny_flux", "--top", "7"), "--top 7 must be between 1 and 6"),
         (("calibrate", "model=tiny_flux", "--ship"), "--ship is for stand-ins"),

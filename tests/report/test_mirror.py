@@ -115,9 +115,19 @@ with Mirror(store, cell, "offline") as mirror:
 """
 
 
+def write_calibrations(store, cell):
+    """Three, of which one is of the weights of the cell and one is none."""
+    curves = Curves(samples=1, layers=(0,), by_layer=(0.5,), by_step=(0.5,))
+    stability = Stability(subsets=1, seed=0, same_set=1.0, frequency=(1.0,))
+    for name, weights in (("a", cell.manifest["weights"]), ("b", "others")):
+        calibration = Calibration(curves, {}, stability, (), {"weights": weights})
+        write_calibration(store.root / "calibration" / f"{name}.json", calibration)
+    (store.root / "calibration" / "c.json").write_text("{}")
+
+
 def test_a_resumed_cell_continues_its_run_without_doubled_steps(store):
     cell = cell_of(store)
-    (store.root / "calibration").mkdir()
+    write_calibrations(store, cell)
     command = [sys.executable, "-c", CUT_OFF, str(store.root), cell.key]
     assert subprocess.run(command, cwd=store.root).returncode == 9
     (first,) = offline_runs(store)
@@ -147,6 +157,8 @@ def test_a_resumed_cell_continues_its_run_without_doubled_steps(store):
     assert again.group == cell.manifest["model"]
     kept = again.artifacts[f"results-{cell.key}"]
     assert sorted(kept) == ["latency.jsonl", "manifest.json", "rows.jsonl"]
+    kept = {name: found for name, found in again.artifacts.items() if "calibration" in name}
+    assert kept == {"calibration-a": ["a.json"]}  # of the cell's weights
     (shown,) = [names for name, names in again.artifacts.items() if "masks" in name]
     table = [name for name in shown if name.endswith(".table.json")]
     assert len(table) == 1
@@ -245,19 +257,3 @@ def test_sync_hands_over_what_is_ready_and_notices_what_was_left(
     assert asked == [["wandb", "sync", *(folder.name for folder in folders[1:])]]
     assert unsynced(store) == [folders[2]]
     assert SECRET not in caplog.text
-
-
-def test_the_calibrations_of_the_weights_are_kept(store):
-    """Two in the store, of which one is of the weights of the cell."""
-    cell = cell_of(store)
-    curves = Curves(samples=1, layers=(0,), by_layer=(0.5,), by_step=(0.5,))
-    stability = Stability(subsets=1, seed=0, same_set=1.0, frequency=(1.0,))
-    for name, weights in (("a", cell.manifest["weights"]), ("b", "others")):
-        calibration = Calibration(curves, {}, stability, (), {"weights": weights})
-        write_calibration(store.root / "calibration" / f"{name}.json", calibration)
-    (store.root / "calibration" / "c.json").write_text("{}")
-    with Mirror(store, cell, "offline", pictures=1):
-        pass
-    (folder,) = offline_runs(store)
-    kept = {n: f for n, f in read_log(folder).artifacts.items() if n.startswith("calibration")}
-    assert kept == {"calibration-a": ["a.json"]}

@@ -160,7 +160,7 @@ def test_what_is_published_names_no_host_and_no_folder():
     manifest = {
         "job": {"host": "node7", "slurm_job_id": "12"},
         "resumed": [{"job": {"host": "node8"}}],
-        "config": {"store": "/home/me/results", "data": {"path": "/scratch/AnyEdit-Test"}},
+        "config": {"store": "/srv/mine/results", "data": {"path": "/scratch/AnyEdit-Test"}},
         "label": "toma/ref",
         "count": 4,
     }

@@ -28,8 +28,7 @@ def mend(cell: Path, pictures: Path | None = None) -> dict[str, Any] | None:
     Returns:
         The manifest; None if there is none, or none any more.
     """
-    for part in cell.rglob(".*.part"):
-        part.unlink()  # of a file that a killed process was writing
+    drop_partial_files(cell)
     manifest = cell / "manifest.json"
     known = None
     if manifest.is_file():
@@ -46,6 +45,12 @@ def mend(cell: Path, pictures: Path | None = None) -> dict[str, Any] | None:
             log.warning("%s: dropped an unfinished last line of %s", cell.name, name)
         _mend_lines(cell, name, identity)
     return known
+
+
+def drop_partial_files(cell: Path) -> None:
+    """Remove what killed processes were writing in the folder of a cell, whose lock we hold."""
+    for part in cell.rglob(".*.part"):
+        part.unlink()
 
 
 def _mend_lines(cell: Path, name: str, identity: Callable[[Mapping[str, Any]], Any]) -> None:

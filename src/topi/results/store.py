@@ -33,7 +33,7 @@ from PIL import Image
 from topi.errors import ToPiError
 from topi.results import files
 from topi.results.compact import Segments, Summary, compact, concat, moments, settings_of
-from topi.results.mend import QUARANTINE, mend, new_quarantine
+from topi.results.mend import QUARANTINE, drop_partial_files, mend, new_quarantine
 from topi.results.provenance import differences
 
 if TYPE_CHECKING:
@@ -266,6 +266,7 @@ class Cell:
         Raises:
             ToPiError: a shard was computed under other conditions than the cell.
         """
+        drop_partial_files(self.path)
         for part in self.shards():
             with part.lock() as ours:
                 if not ours:
