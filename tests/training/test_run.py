@@ -26,6 +26,15 @@ QUICK = ["schedule=smoke", "workers=0", "compile=false", "accelerator=cpu", "che
 QUICK += ["precision=32-true", "validate_every=1000"]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Several sum Muon's bf16 products in an order of the moment; one repeats bit by bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def prompts():
     return PromptCache()

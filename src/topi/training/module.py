@@ -14,6 +14,7 @@ from topi.models.standin import Family
 from topi.models.standin.latents import PATCH
 from topi.models.text import PromptCache
 from topi.training.flow import guided, interpolate, noise_levels, sample, token_weights
+from topi.training.optimizer import muon_and_adamw
 from topi.training.stream import Batch
 
 VALIDATION_STEPS = 16
@@ -124,9 +125,7 @@ class EditorTraining(L.LightningModule):
         return (error * token_weights(clean, references[0], self.changed_weight)).mean()
 
     def configure_optimizers(self):
-        return torch.optim.AdamW(
-            self.transformer.parameters(), lr=1e-3, betas=(0.9, 0.97), weight_decay=0.01, fused=True
-        )
+        return muon_and_adamw(self.transformer)
 
     def on_before_optimizer_step(self, optimizer) -> None:
         # bf16 has no gradient scaler, so plain clipping is right also with the fused optimizer.

@@ -326,7 +326,7 @@ def runs(config: TrainingConfig, out: Path) -> list[dict[str, str]]:
     waiting = sum(told["waiting"] * told["minutes"] for told in done) / max(minutes, 1e-9)
     told_of = [o for o in config.overrides if not o.startswith(("out=", "hardware=", "ship="))]
     run = {
-        "training": f"from {config.start}: {'; '.join(parts)}",
+        "training": f"from {config.start}, Muon: {'; '.join(parts)}",
         "command": " ".join(["python -m topi.training", *told_of]),
         "cost": f"{minutes:.0f} minutes on {config.hardware}, {waiting:.1%} of them spent waiting "
         "for data",
