@@ -25,9 +25,14 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 
 # One thread each: the tests are small, and two processes use two cores better than two threads.
 WORKERS ?= 2
-test: setup
+test: setup .quantised/.ready
 	-@slurm/test_cluster/install.sh
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# For one test; not in the environment, as it slows down every import of diffusers.
+.quantised/.ready: tests/engine/quantised.txt $(VENV)/.ready
+	$(UV) pip install --quiet --no-deps --require-hashes --target .quantised --requirement $<
+	touch $@
 
 demo: setup
 	$(BIN)/python run.py -m method=topi,toma tau=0.8,0.85,0.9

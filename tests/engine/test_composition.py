@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,12 +15,30 @@ from topi.models import adapter_for
 
 small = {"front_layers": 1, "layers": (1, 3), "first_anchor": 1, "update_every": 3}
 KINDS = ["flux", "qwen"]
+QUANTISED = Path(__file__).parents[2] / ".quantised"
+"""bitsandbytes: apart, as it slows down every import of diffusers."""
 
 
 def run(pipe, call, **arguments):
     """The output of ToPi at half of its mass, and what it kept."""
     with ToPi(tau=0.6, **small)(pipe) as method:
         return pipe(**call(steps=4, **arguments)).images, [record.kept for record in method.trace]
+
+
+def quantise(module, layers, bits):
+    """Every linear layer below becomes one of 8 or 4 bits."""
+    for name, child in module.named_children():
+        if isinstance(child, torch.nn.Linear):
+            shape = (child.in_features, child.out_features)
+            new = (
+                layers.Linear8bitLt(*shape, has_fp16_weights=False)
+                if bits == 8
+                else layers.Linear4bit(*shape, compute_dtype=torch.float32, quant_type="nf4")
+            )
+            new.load_state_dict(child.state_dict())
+            setattr(module, name, new.to("cpu"))
+        else:
+            quantise(child, layers, bits)
 
 
 def fresh(tiny, kind):
@@ -105,12 +124,20 @@ def test_cpu_offload_of_whole_models(tiny, monkeypatch):
     assert now == kept and torch.equal(output, plain)
 
 
-def test_quantised_weights(tiny):
-    """Eight bits by torchao: a run repeats, prunes, and with all tokens kept is the stock run."""
-    torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantised_weights(tiny, monkeypatch, bits):
+    """By bitsandbytes: a run repeats, prunes, and with all tokens kept is the stock run."""
+    if not QUANTISED.is_dir():
+        pytest.skip("bitsandbytes is not in .quantised; make .quantised/.ready puts it there")
+    monkeypatch.syspath_prepend(str(QUANTISED))
+    import bitsandbytes
+
     pipe, call = fresh(tiny, "flux")
-    torchao.quantize_(pipe.transformer, torchao.Int8WeightOnlyConfig())
+    plain, _ = run(pipe, call)
+    for block in adapter_for(pipe).blocks:
+        quantise(block, bitsandbytes.nn, bits)
     output, kept = run(pipe, call)
+    assert not torch.equal(output, plain)
     assert torch.equal(run(pipe, call)[0], output)
     assert kept[2] and len(kept[2]) < 64
     with ToPi(tau=1.0, **small)(pipe):

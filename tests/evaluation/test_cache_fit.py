@@ -97,6 +97,7 @@ def fitted(tmp_path, monkeypatch, capsys):
 def test_from_the_command_line_to_a_method(fitted, tmp_path):
     fit = read_cache_fit(fitted)
     assert len(fit.caches["teacache"]["coefficients"]) == 5
+    assert fit.caches["teacache"]["threshold"] > 0
     ratios = fit.caches["magcache"]["ratios"]
     assert len(ratios) == 4 and ratios[0] == 1
     assert 0 < fit.quality["teacache"]["r2"] <= 1
@@ -116,6 +117,7 @@ def test_from_the_command_line_to_a_method(fitted, tmp_path):
     config = config_of(*given, "cache=teacache", "cache.coefficients=[1,0]")
     method = build_method(config, adapter_for(tiny.pipe).facts, tiny)
     assert (method.coefficients, method.ceiling) == ((1, 0), float("inf"))
+    assert method.threshold is None  # that of another polynomial says nothing
     config = config_of("model=tiny_flux", "method=full", "cache=teacache")
     method = build_method(config, adapter_for(tiny.pipe).facts, tiny)
     assert method.coefficients == tuple(config.model["temporal_cache"]["teacache"]["coefficients"])

@@ -1,10 +1,12 @@
 """TeaCache by hand."""
 
+import numpy as np
 import pytest
 import torch
 
 from topi import TeaCache
 from topi.errors import ToPiError
+from topi.evaluation.cache_fit import computed_share, fit_threshold
 from topi.methods.teacache import rescale
 from topi.methods.temporal import relative_change
 from topi.models import ModelFacts
@@ -127,3 +129,16 @@ def test_without_a_fit(flux):
 def test_what_is_refused(params, words):
     with pytest.raises(ToPiError, match=words):
         TeaCache(**params)
+
+
+def test_the_threshold_is_that_of_half_of_the_steps(drive, column):
+    """And the share that it is fitted to is what TeaCache does."""
+    runs = [[0.1, 0.3, 0.2, 0.1, 0.1, 0.5, 0.1], [0.2] * 7]
+    threshold = fit_threshold(runs)
+    shares = [computed_share(run, threshold) for run in runs]
+    assert sum(shares) / 2 == 0.5
+    for run, share in zip(runs, shares, strict=True):
+        sizes = np.cumprod([1.0, *(1 + change for change in run)]).tolist()
+        inputs = [column(size, size, size, size) for size in sizes]
+        did, _ = drive(TeaCache(threshold=threshold, coefficients=(1.0, 0.0)), inputs)
+        assert did.count("c") / len(did) == share

@@ -28,5 +28,20 @@ def test_lines_are_by_speed_and_differences_paired():
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == ["slow", "fast"]
     assert lines[2] == "| slow | 3 | 1.10 | 0.50 | 40.00 |  | 40.0 | 40.0 |"
     assert lines[3].startswith("| fast | 4 | 1.50 | 0.50 | 46.50 | +2.00 [+2.00, +2.00] |")
+    with_another = selection_table(pd.DataFrame(fast + slow), "slow", "not there").splitlines()
+    assert with_another == lines
     with pytest.raises(ToPiError, match="there are: slow"):
         selection_table(pd.DataFrame(slow), "other")
+
+
+def test_a_star_is_for_what_holds_after_correction():
+    """Twelve pairs that all agree have p = 2 / 2^12; eight have 0.0078, too much for ten lines."""
+    noise = [0.01 * i for i in range(12)]
+    frame = pd.DataFrame(
+        rows("rival", [30.0] * 12, 1.0)
+        + rows("sure", [31.0 + x for x in noise], 1.1)
+        + [row for k in range(9) for row in rows(f"few {k}", [31.0 + x for x in noise[:8]], 1.2)]
+    )
+    lines = selection_table(frame, "rival").splitlines()
+    stars = {line.split(" | ")[0].strip("| "): "*" in line for line in lines[2:]}
+    assert stars["sure"] and not any(stars[f"few {k}"] for k in range(9)) and not stars["rival"]

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from topi.report.statistics import bootstrap, paired_difference, speedup
+from topi.report.statistics import bootstrap, holm, paired_difference, signed_rank, speedup
 
 
 def test_a_constant_has_an_interval_of_no_width():
@@ -55,3 +55,19 @@ def test_a_paired_difference_sees_through_the_spread_of_samples():
     assert estimate.n == 19
     assert (estimate.low, estimate.value, estimate.high) == pytest.approx((1, 1, 1))
     assert paired_difference(rows, "a", "absent", "psnr").n == 0
+
+
+def test_holm_by_hand():
+    """0.01 times 3; 0.03 times 2; 0.04 times 1, but not below the one before."""
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.4, 0.9]) == pytest.approx([0.8, 0.9]) and not len(holm([]))
+    assert holm([0.7, 0.8]) == pytest.approx([1, 1])
+
+
+def test_signed_ranks_of_pairs():
+    """Ten pairs that all agree: 2 of the 2^10 signs are as extreme."""
+    one = [{"label": "a", "sample": str(k), "seed": 0, "psnr": float(k * k)} for k in range(10)]
+    other = [{**row, "label": "b", "psnr": row["psnr"] - 1 - k} for k, row in enumerate(one)]
+    frame = pd.DataFrame(one + other + [{**row, "label": "c"} for row in one])
+    assert signed_rank(frame, "a", "b", "psnr") == pytest.approx(2 / 2**10)
+    assert signed_rank(frame, "a", "c", "psnr") == 1

@@ -14,6 +14,7 @@ from topi.models.editor import Editor
 from topi.results.cache_fit import CacheFit
 
 DEGREE = 4  # of TeaCache's polynomial
+SHARE = 0.5  # of the steps, that TeaCache computes at the fitted threshold
 
 
 def fit_polynomial(inputs: Sequence[float], outputs: Sequence[float]) -> dict[str, Any]:
@@ -37,6 +38,29 @@ def fit_polynomial(inputs: Sequence[float], outputs: Sequence[float]) -> dict[st
     return {"coefficients": [float(f"{c:.9g}") for c in coefficients], "ceiling": max(inputs)}
 
 
+def computed_share(changes: Sequence[float], threshold: float) -> float:
+    """The share of steps that TeaCache computes.
+
+    Args:
+        changes: [T - 1] rescaled change of the input at each step after the first.
+    """
+    drift, computed = 0.0, 1
+    for step, change in enumerate(changes, start=1):
+        drift += change
+        if drift >= threshold or step == len(changes):
+            drift, computed = 0.0, computed + 1
+    return computed / (len(changes) + 1)
+
+
+def fit_threshold(runs: Sequence[Sequence[float]]) -> float:
+    """The threshold at which the mean `computed_share` of the runs is nearest to `SHARE`."""
+    candidates = np.linspace(0, max(map(sum, runs)), 1001)
+    shares = [np.mean([computed_share(run, threshold) for run in runs]) for threshold in candidates]
+    off = np.abs(np.array(shares) - SHARE)
+    best = candidates[off <= off.min() + 1e-9]
+    return float(f"{best[len(best) // 2]:.3g}")
+
+
 def fit_cache(
     editor: Editor, samples: Sequence[EditSample], seed: int, origin: dict[str, Any]
 ) -> CacheFit:
@@ -52,26 +76,28 @@ def fit_cache(
     Raises:
         ToPiError: the samples have no references, or too few steps.
     """
-    probe, inputs, outputs, ratios = CacheProbe(), [], [], []
+    probe, runs, outputs, ratios = CacheProbe(), [], [], []
     with progress(f"{editor.name}: cache fit", len(samples), 0) as advance:
         for index in range(len(samples)):
             sample = samples[index]
             watch_output(editor, sample, seed, probe)
             for branch, changes in probe.inputs.items():
-                inputs += changes
+                runs.append(changes)
                 outputs += probe.outputs[branch]
                 ratios.append([1.0, *probe.ratios[branch]])
-            advance(f"{sample.id}: {len(inputs)} points")
-    polynomial = fit_polynomial(inputs, outputs)
-    error = np.array([rescale(x, **polynomial) for x in inputs]) - np.array(outputs)
+            advance(f"{sample.id}: {len(outputs)} points")
+    polynomial = fit_polynomial([change for run in runs for change in run], outputs)
+    rescaled = [[rescale(change, **polynomial) for change in run] for run in runs]
+    error = np.concatenate(rescaled) - np.array(outputs)
+    teacache = {**polynomial, "threshold": fit_threshold(rescaled)}
     per_step = np.mean(ratios, axis=0)
     return CacheFit(
-        caches={"teacache": polynomial, "magcache": {"ratios": np.round(per_step, 5).tolist()}},
+        caches={"teacache": teacache, "magcache": {"ratios": np.round(per_step, 5).tolist()}},
         quality={
             "teacache": {
                 "r2": 1 - float(np.var(error) / np.var(outputs)),
                 "mean_error": float(np.abs(error).mean()),
-                "points": len(inputs),
+                "points": len(outputs),
             },
             "magcache": {"deviation": float(np.std(ratios, axis=0).mean()), "runs": len(ratios)},
         },

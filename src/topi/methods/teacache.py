@@ -45,23 +45,25 @@ class TeaCache(TemporalCache):
     last step are computed in any case.
 
     Args:
-        threshold: of the accumulated change (delta of the paper); 0 computes every step.
+        threshold: of the accumulated change (delta of the paper); 0 computes every step. None: the
+            one at which half of the model's steps are computed, if it was fitted, else 0.3.
         coefficients: of the polynomial, highest power first. None: the model's own, published for
             FLUX.1 Kontext and Qwen-Image, fitted by `topi fit-cache` for others.
         ceiling: the largest change the polynomial is used for; None: the model's own.
     """
 
     variants: ClassVar = {"teacache": {}}
-    fitted: ClassVar = ("coefficients", "ceiling")
+    fitted: ClassVar = ("coefficients", "ceiling", "threshold")
+    unfitted: ClassVar = {"threshold": 0.3}
     ends: ClassVar = True
 
-    threshold: float = 0.3
+    threshold: float | None = None
     coefficients: tuple[float, ...] | None = None
     ceiling: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.threshold >= 0:
+        if self.threshold is not None and not self.threshold >= 0:
             raise ToPiError(f"threshold={self.threshold!r} must not be negative.")
         if self.coefficients is not None:
             self.coefficients = tuple(self.coefficients)
@@ -78,9 +80,10 @@ class TeaCache(TemporalCache):
         """Is the accumulated change below the threshold?"""
         signal = block.normed()
         if memory.signal is not None:
-            memory.drift += rescale(relative_change(signal, memory.signal), **self._fit)
+            change = relative_change(signal, memory.signal)
+            memory.drift += rescale(change, self._fit["coefficients"], self._fit["ceiling"])
         memory.signal = signal
-        return memory.drift < self.threshold
+        return memory.drift < self._fit["threshold"]
 
     def computed(self, call: Call, memory: TeaMemory, states: Tensor) -> None:
         """The drift starts anew."""

@@ -5,7 +5,7 @@ them there are may change from step to step when a spatial method is stacked (`s
 """
 
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -56,11 +56,13 @@ class TemporalCache(Method):
 
     Attributes:
         fitted: parameters that are fitted for each model; None stands for the model's own fit.
+        unfitted: what some of them are where no fit tells them.
         ends: the first and the last step are always computed.
         needs_steps: it must be told how many steps there are.
     """
 
     fitted: ClassVar[tuple[str, ...]] = ()
+    unfitted: ClassVar[Mapping[str, Any]] = {}
     ends: ClassVar[bool] = False
     needs_steps: ClassVar[bool] = False
 
@@ -90,7 +92,7 @@ class TemporalCache(Method):
         Raises:
             ToPiError: it is neither given nor known for this model.
         """
-        known = model.temporal_cache.get(self.name, {})
+        known = {**self.unfitted, **model.temporal_cache.get(self.name, {})}
         given = {name: getattr(self, name) for name in self.fitted}
         self._fit = {k: known.get(k) if value is None else value for k, value in given.items()}
         if missing := [name for name, value in self._fit.items() if value is None]:

@@ -20,7 +20,7 @@ class CacheFit:
 
     Args:
         caches: name of a cache -> its fitted parameters: for "teacache" `coefficients`, highest
-            power first, and `ceiling`; for "magcache" the `ratios` of all steps.
+            power first, `ceiling` and `threshold`; for "magcache" the `ratios` of all steps.
         quality: name of a cache -> how well that describes the samples, and over how many points.
         origin: model, weights and data fingerprints, seed, steps, versions, device, ...
     """
