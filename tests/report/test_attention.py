@@ -39,6 +39,7 @@ def write_probe(store, key="kontext_standin-1", created="2026-01-01", rows=17, c
         {
             "model": key.rpartition("-")[0],
             "source": "standin",
+            "weights": "feed",
             "stacks": STACKS,
             "layers": LAYERS,
             "tau": 0.85,
@@ -101,6 +102,8 @@ def test_the_latest_complete_probe_of_each_model(store):
         "kontext_standin-1",
         "old-2",
     ]
+    weights = {"old": "other", "kontext_standin": "feed"}
+    assert [run.key for run in load_probes(store, weights)] == ["kontext_standin-1"]
 
 
 def test_what_is_read_is_what_was_written(run):

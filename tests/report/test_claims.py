@@ -66,6 +66,21 @@ def test_a_margin_makes_equal_good_enough():
     assert Comparison("a − b", BELOW, margin=0.25).verdict == CONTRADICTED
 
 
+def test_a_reversal_must_outlast_the_number_of_comparisons():
+    """p 0.023 for one; a headline needs no correction, the only other one of two does."""
+    rare = Estimate(-1.0, -1.9, -0.1, 12, error=0.45)
+    holds = Comparison("c − d", ABOVE)
+    other = Comparison("a − b", rare, headline=False)
+    assert other.verdict == CONTRADICTED
+    assert decide([other]).verdict == CONTRADICTED
+    assert decide([other, holds]).verdict == INCONCLUSIVE
+    assert decide([Comparison("a − b", rare), holds]).verdict == CONTRADICTED
+    clear = Comparison("a − b", Estimate(-1.0, -1.5, -0.5, 12, error=0.2), headline=False)
+    assert decide([clear, holds, holds]).verdict == CONTRADICTED
+    generous = Comparison("a − b", clear.estimate, margin=1.0, headline=False)
+    assert decide([generous, holds]).verdict == INCONCLUSIVE
+
+
 EXPECTED = {
     "attention-in-few-layers": REPRODUCED,
     "same-layers-across-tasks": REPRODUCED,
@@ -136,6 +151,31 @@ def test_without_cells_nothing_is_claimed(tmp_path, write_cell):
                 assert finding.reason
 
 
+def test_curves_with_missing_cells_decide_nothing(tmp_path, write_paper_store):
+    write_paper_store(tmp_path, models=("kontext_standin",), pictures=0)
+    claims = [claim for claim in CLAIMS if claim.name == "better-at-equal-speed"]
+    (each,) = judge_all(claims, gather_evidence(Store(tmp_path)))
+    assert each.findings["kontext_standin"].verdict == REPRODUCED
+    (tmp_path / "cells" / "kontext_standin-toma-feed" / "complete.json").unlink()
+    (each,) = judge_all(claims, gather_evidence(Store(tmp_path)))
+    assert each.findings["kontext_standin"].verdict == UNTESTABLE
+
+
+def test_all_claims_are_about_the_same_weights(tmp_path, write_cell):
+    """Two cells of one version outweigh a newer one of another, also where only that has it."""
+    old = [write_cell(tmp_path, "kontext_standin", label) for label in ("topi tau=0.85", "toma")]
+    new = write_cell(tmp_path, "kontext_standin", "tomesd")
+    for cells, weights, created in ((old, "old", "2026-01-01"), ([new], "new", "2026-02-02")):
+        for cell in cells:
+            about = json.loads((cell / "manifest.json").read_text())
+            about["full"]["weights"], about["created"] = weights, created
+            (cell / "manifest.json").write_text(json.dumps(about))
+    (evidence,) = gather_evidence(Store(tmp_path))
+    assert {suite.weights for suite in evidence.suites} == {"old"}
+    (run,) = evidence.runs("tomesd")
+    assert run.missing == {"tomesd": "missing"}
+
+
 def test_real_models_can_decide_what_stand_ins_cannot(paper_root):
     (evidence,) = (e for e in gather_evidence(Store(paper_root)) if e.model == "qwen_standin")
     for suite in evidence.suites:
@@ -166,7 +206,7 @@ def test_the_frame_has_every_comparison(judged):
 
 def test_unpaired_groups():
     one, other = [3.0, 3.0, 3.0], [1.0, 1.0]
-    assert unpaired(one, other) == Estimate(2, 2, 2, 5)
+    assert unpaired(one, other) == Estimate(2, 2, 2, 2)
     assert unpaired(one, []).n == 0
     assert unpaired([1, 2, 3], [0, 4]).low < 0 < unpaired([1, 2, 3], [0, 4]).high
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from topi.report.claims import UNTESTABLE, Comparison, Evidence, Finding, decide
 from topi.report.paper_values import quantity
-from topi.report.statistics import bootstrap, unpaired
+from topi.report.statistics import Estimate, bootstrap, unpaired
 from topi.report.tables import category_title
 
+TOP = 3
+"""Layers that count as those in which attention concentrates: as many as are representative."""
 CONCENTRATED = 2.0
-"""The top three layers hold at least this many times their even share. Ours."""
-CONSISTENT = 0.9
+"""They hold at least this many times what the median of the others does. Ours."""
+CONSISTENT = 2 / 3
+"""At least this share of them is the same in another category. Ours."""
+ROUNDING = 1e-9
+STEADY = 0.9
 """A rank correlation that counts as the same order. Ours."""
 
 
@@ -24,25 +30,34 @@ def _profiles(evidence: Evidence) -> pd.DataFrame | None:
     return by_layer.reset_index("category")
 
 
+def _source(evidence: Evidence) -> tuple[str, ...]:
+    """The key of the probe."""
+    return (evidence.probe.key,)
+
+
+def _decided(evidence: Evidence, what: str, estimate: Estimate) -> Finding:
+    """By one comparison."""
+    return decide([Comparison(what, estimate, cells=_source(evidence))])
+
+
 NO_PROBE = Finding(UNTESTABLE, reason="Nothing was recorded of its attention: run `topi probe`.")
 
 
 def concentration(evidence: Evidence) -> Finding:
-    """Share of the three layers with the most attention, against twice their even share."""
+    """Mean of the layers with the most attention against the median of the others."""
     profiles = _profiles(evidence)
     if profiles is None:
         return NO_PROBE
     layers = profiles.drop(columns="category")
-    top = layers.mean().nlargest(3).index
-    share = layers[top].sum(axis=1) / layers.sum(axis=1)
-    even = 3 / layers.shape[1]
+    top = layers.mean().nlargest(TOP).index
+    ratio = layers[top].mean(axis=1) / layers.drop(columns=top).median(axis=1)
     names = ", ".join(map(str, sorted(top)))
-    what = f"share of layers {names} minus {CONCENTRATED:g} times their even share ({even:.2f})"
-    return decide([Comparison(what, bootstrap(share - CONCENTRATED * even))])
+    what = f"mean of layers {names} over the median of the others, minus {CONCENTRATED:g}"
+    return _decided(evidence, what, bootstrap(ratio - CONCENTRATED))
 
 
 def same_layers(evidence: Evidence) -> Finding:
-    """Rank correlation of each category's layers with those of the other categories."""
+    """How many of the layers with the most attention a category shares with the others."""
     profiles = _profiles(evidence)
     if profiles is None:
         return NO_PROBE
@@ -52,11 +67,14 @@ def same_layers(evidence: Evidence) -> Finding:
         others = layers[profiles["category"] != category].mean()
         if others.isna().all():
             continue
-        agreement = group.rank(axis=1).corrwith(others.rank(), axis=1)
-        what = f"rank correlation of {category_title(category).lower()} with the other categories"
-        comparisons.append(
-            Comparison(f"{what} minus {CONSISTENT:g}", bootstrap(agreement - CONSISTENT))
+        top = set(others.nlargest(TOP).index)
+        shared = np.array([len(top & set(row.nlargest(TOP).index)) for _, row in group.iterrows()])
+        what = (
+            f"share of the top {TOP} layers of a {category_title(category).lower()} that are those "
+            f"of the other categories ({', '.join(map(str, sorted(top)))}), minus two thirds"
         )
+        estimate = bootstrap(shared / TOP - CONSISTENT)
+        comparisons.append(Comparison(what, estimate, margin=ROUNDING, cells=_source(evidence)))
     return decide(comparisons)
 
 
@@ -66,8 +84,8 @@ def fluctuation(evidence: Evidence) -> Finding:
         return NO_PROBE
     table = evidence.probe.rank_correlation()
     last = table[table["step"] == table["step"].max()]["correlation"]
-    what = f"{CONSISTENT:g} minus the rank correlation of the tokens between first and last step"
-    return decide([Comparison(what, bootstrap(CONSISTENT - last))])
+    what = f"{STEADY:g} minus the rank correlation of the tokens between first and last step"
+    return _decided(evidence, what, bootstrap(STEADY - last))
 
 
 def _totals(evidence: Evidence) -> pd.DataFrame:
@@ -88,7 +106,7 @@ def decay(evidence: Evidence) -> Finding:
         return NO_PROBE
     early, late = _ends(_totals(evidence))
     what = "total attention, first quarter of the steps minus last"
-    return decide([Comparison(what, bootstrap(early - late))])
+    return _decided(evidence, what, bootstrap(early - late))
 
 
 def low_mass(evidence: Evidence) -> Finding:
@@ -97,9 +115,8 @@ def low_mass(evidence: Evidence) -> Finding:
         return NO_PROBE
     bound = quantity("fig3", "upper bound of the total reference attention")
     highest = _totals(evidence).max(axis=1)
-    return decide(
-        [Comparison(f"{bound} minus the highest total of a run", bootstrap(bound - highest))]
-    )
+    what = f"{bound} minus the highest total of a run"
+    return _decided(evidence, what, bootstrap(bound - highest))
 
 
 def task_order(evidence: Evidence) -> Finding:
@@ -118,10 +135,12 @@ def task_order(evidence: Evidence) -> Finding:
             Comparison(
                 "total attention in the last quarter, resize minus style change",
                 unpaired(late[resize], late[style]),
+                cells=_source(evidence),
             ),
             Comparison(
                 "share of the early attention that is left, resize minus style change",
                 unpaired(kept[resize], kept[style]),
+                cells=_source(evidence),
             ),
         ]
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from topi.report import attention_judges as attention
 from topi.report import judges
-from topi.report.attention_judges import CONCENTRATED, CONSISTENT
+from topi.report.attention_judges import CONCENTRATED, STEADY
 from topi.report.claims import Claim
 from topi.report.judges import MUCH
 
@@ -13,23 +13,23 @@ CLAIMS = (
         "attention-in-few-layers",
         "Attention to the reference concentrates in a sparse subset of layers.",
         "section 3.2, Figure 1",
-        f"The three layers with the most attention hold at least {CONCENTRATED:g} times their even "
-        "share.",
+        "The three layers with the most attention hold, on average, at least "
+        f"{CONCENTRATED:g} times what the median of the other layers does.",
         attention.concentration,
     ),
     Claim(
         "same-layers-across-tasks",
         "The layers are the same whatever the task.",
         "section 3.2, appendix C.3",
-        "The layers of each category, ranked by attention, correlate with those of the others by "
-        f"at least {CONSISTENT:g} (Spearman).",
+        "Of the three layers with the most attention in a sample, at least two are those of the "
+        "other categories.",
         attention.same_layers,
     ),
     Claim(
         "relevance-fluctuates",
         "The relative importance of individual tokens shifts throughout the generation.",
         "section 3.2, Figure 2",
-        f"Tokens ranked at the last step correlate with the first by less than {CONSISTENT:g}.",
+        f"Tokens ranked at the last step correlate with the first by less than {STEADY:g}.",
         attention.fluctuation,
     ),
     Claim(

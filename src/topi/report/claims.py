@@ -11,8 +11,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text as Words
 
-from topi.report.statistics import Estimate
-from topi.report.suite import Run, Suite, best_suites, suites
+from topi.report.statistics import LEVEL, Estimate, holm
+from topi.report.suite import Run, Suite, best_suites, suites, weights_of
 from topi.report.text_table import Text, TextTable, to_markdown
 from topi.results.probe import ProbeRun, load_probes
 from topi.results.store import Store
@@ -113,17 +113,28 @@ class Finding:
 def decide(comparisons: Iterable[Comparison], reason: str = "") -> Finding:
     """The verdict of a claim that says that every one of these comparisons holds.
 
-    One that is clearly reversed contradicts it, whatever the others say. At 95 % that happens by
-    chance only where the true difference is about zero, and there the claim does not hold either.
+    One that is clearly reversed contradicts it, whatever the others say: a headline, or any other
+    that is so after correction for the number of comparisons.
     """
     comparisons = tuple(comparisons)
     verdicts = {comparison.verdict for comparison in comparisons} or {UNTESTABLE}
+    if CONTRADICTED in verdicts and not any(reversed_for_sure(comparisons)):
+        verdicts = verdicts - {CONTRADICTED} | {INCONCLUSIVE}
     for verdict in (CONTRADICTED, UNTESTABLE, INCONCLUSIVE):
         if verdict in verdicts:
             if verdict == UNTESTABLE and not reason:
                 reason = "Its cells are missing or not complete."
             return Finding(verdict, comparisons, reason)
     return Finding(REPRODUCED, comparisons, reason)
+
+
+def reversed_for_sure(comparisons: Sequence[Comparison]) -> list[bool]:
+    """Which are reversed, and headlines or so unlikely by chance among all of them (Holm)."""
+    p_values = holm([(c.estimate + c.margin).p_below for c in comparisons])
+    return [
+        c.verdict == CONTRADICTED and (c.headline or p < (1 - LEVEL) / 2)
+        for c, p in zip(comparisons, p_values, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -201,15 +212,21 @@ class Judged:
 def gather_evidence(store: Store) -> list[Evidence]:
     """What a store knows of each model, by name; random weights say nothing and are left out."""
     groups: dict[str, list[Suite]] = {}
-    for suite in suites(store):
+    found = suites(store)
+    for suite in found:
         if not suite.random:
             groups.setdefault(suite.model, []).append(suite)
-    runs = load_probes(store.root)
+    runs = load_probes(store.root, weights_of(found))
     probes = {r.manifest["model"]: r for r in runs if r.manifest.get("source") != "tiny"}
     return [
         Evidence(model, tuple(groups.get(model, ())), probes.get(model))
         for model in sorted({*groups, *probes})
     ]
+
+
+NO_SEVERAL = Finding(
+    UNTESTABLE, reason="It is about models that take several references: run experiment=fig9."
+)
 
 
 def judge_all(claims: Iterable[Claim], evidence: Sequence[Evidence]) -> list[Judged]:
@@ -221,6 +238,8 @@ def judge_all(claims: Iterable[Claim], evidence: Sequence[Evidence]) -> list[Jud
         else:
             about = [each for each in evidence if each.several == claim.several]
             findings = {each.model: claim.judge(each) for each in about}
+            if claim.several and not about:
+                findings = {each.model: NO_SEVERAL for each in evidence}
         judged.append(Judged(claim, findings))
     return judged
 
@@ -313,9 +332,10 @@ def claims_markdown(judged: Sequence[Judged], notes_file: Path | None = None) ->
 
 RULES = (
     "A claim is *reproduced* if every comparison behind it holds with its whole 95 % interval "
-    "(paired bootstrap over samples), *contradicted* if one is clearly reversed, *inconclusive* "
-    "otherwise, and *not testable here* if its cells or its kind of model are not there. Verdicts "
-    "are of the models named, and those of a stand-in are not verdicts on FLUX or Qwen."
+    "(paired bootstrap over samples), *contradicted* if one is clearly reversed (one over all "
+    "categories, or any after Holm's correction for their number), *inconclusive* otherwise, and "
+    "*not testable here* if its cells or its kind of model are not there. Verdicts are of the "
+    "models named, and those of a stand-in are not verdicts on FLUX or Qwen."
 )
 
 

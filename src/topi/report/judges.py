@@ -50,21 +50,16 @@ def gain(
         for category in [None, *(CATEGORIES if by_category else ())]:
             e = one.minus(other, metric, category)
             if BETTER[metric] < 0:
-                e = Estimate(-e.value, -e.high, -e.low, e.n, e.infinite)
+                e = -e
             where = "all" if category is None else category_title(category).lower()
             yield Comparison(
                 f"{what}, {metric.upper()} ({where})",
-                shifted(e, -above),
+                e + -above,
                 UNITS.get(metric, ""),
                 (margins or {}).get(metric, 0.0),
                 tuple(dict.fromkeys(one.keys + other.keys)),
                 headline=metric == "psnr" and category is None,
             )
-
-
-def shifted(e: Estimate, by: float) -> Estimate:
-    """The estimate plus a constant."""
-    return Estimate(e.value + by, e.low + by, e.high + by, e.n, e.infinite)
 
 
 def faster(one: Run, other: Run, what: str) -> Iterator[Comparison]:
@@ -107,12 +102,13 @@ def frontier(evidence: Evidence) -> Finding:
     suite = evidence.suite(labels)
     if suite is None:
         return decide(())
-    runs = {m: [r for x in curve if (r := suite.run(x)).complete] for m, curve in CURVES.items()}
-    ours = runs["ToPi"]
+    needed = {m: curve for m, curve in CURVES.items() if m.startswith(("ToPi", "ToM"))}
+    runs = {method: [suite.run(label) for label in curve] for method, curve in needed.items()}
+    if not all(run.complete for curve in runs.values() for run in curve):
+        return decide(())
+    ours = runs.pop("ToPi")
     comparisons = []
-    for method in CURVES:
-        if not method.startswith("ToM"):
-            continue
+    for method in runs:
         keys = tuple(key for run in [*ours, *runs[method]] for key in run.keys)
         for category in [None, *CATEGORIES]:
             at, difference = equal_speed(
@@ -135,7 +131,7 @@ def over_thirty_percent(evidence: Evidence) -> Finding:
         Comparison("measured speed-up minus 1.30", measured, "×", cells=run.keys),
         Comparison(
             "FLOP-ideal speed-up minus 1.30",
-            shifted(run.mean("flop_speedup"), -1.3),
+            run.mean("flop_speedup") + -1.3,
             "×",
             cells=run.keys,
         ),
@@ -260,12 +256,11 @@ def teacache_speed(evidence: Evidence) -> Finding:
 
 
 def _lossless(run: Run) -> list[Comparison]:
-    psnr, lpips = run.mean("psnr"), run.mean("lpips")
-    lpips = Estimate(-lpips.value, -lpips.high, -lpips.low, lpips.n)
+    psnr, lpips = run.mean("psnr"), -run.mean("lpips")
     low, high = LOSSLESS["psnr"], LOSSLESS["lpips"]
     return [
-        Comparison(f"PSNR minus {low:g} dB", shifted(psnr, -low), " dB", cells=run.keys),
-        Comparison(f"{high} minus LPIPS", shifted(lpips, high), cells=run.keys),
+        Comparison(f"PSNR minus {low:g} dB", psnr + -low, " dB", cells=run.keys),
+        Comparison(f"{high} minus LPIPS", lpips + high, cells=run.keys),
     ]
 
 

@@ -27,7 +27,7 @@ from topi.report.paper_figures import FIGURES as PAPER_FIGURES
 from topi.report.paper_tables import curve_table, equal_speed_table, overhead_table, sheet_table
 from topi.report.pareto import leaderboard, pareto, pareto_categories
 from topi.report.speed import breakdown_table, speed_figure, speed_table, title
-from topi.report.suite import MODELS, Suite, best_suites, suites
+from topi.report.suite import MODELS, Suite, best_suites, suites, weights_of
 from topi.report.text_table import TextTable, to_latex, to_markdown
 from topi.results.bench import BenchRun, load_benches
 from topi.results.probe import ProbeRun, load_probes
@@ -210,7 +210,7 @@ def build_figures(
 ) -> tuple[list[Drawn], list[str]]:
     """Write the figures; returns them and sentences on those that the store has no cells for."""
     figures, missing = [], []
-    probes = load_probes(store.root)
+    probes = load_probes(store.root, weights_of(found))
     for name in names:
         title, caption = CAPTIONS[name]
         if name in ATTENTION:

@@ -7,14 +7,14 @@ bootstrap's converge: the normal one of a mean, the one between order statistics
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, floor, inf, nan, sqrt
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import wilcoxon
+from scipy.stats import t, wilcoxon
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -24,7 +24,7 @@ DEVIATIONS = 1.959964
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic of `n` values with its percentile interval at 95 %.
+    """A statistic of `n` values with its percentile interval at 95 % and its standard error.
 
     `infinite` counts values left out because they are infinite: the PSNR of an output equal to the
     full-context one.
@@ -35,6 +35,23 @@ class Estimate:
     high: float
     n: int
     infinite: int = 0
+    error: float = 0.0
+
+    def __add__(self, constant: float) -> Estimate:
+        """Of the values, each plus a constant."""
+        value, low, high = (x + constant for x in (self.value, self.low, self.high))
+        return replace(self, value=value, low=low, high=high)
+
+    def __neg__(self) -> Estimate:
+        """Of the values with the other sign."""
+        return replace(self, value=-self.value, low=-self.high, high=-self.low)
+
+    @property
+    def p_below(self) -> float:
+        """One-sided p of Student's t: how likely so small a value is, if the true one is 0."""
+        if self.n < 2 or self.error == 0:
+            return float(self.value >= 0)
+        return float(t.cdf(self.value / self.error, self.n - 1))
 
 
 def bootstrap(
@@ -56,7 +73,9 @@ def bootstrap(
     drawn = statistic(finite[_draws(len(finite), seed)], axis=1)
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Estimate(float(statistic(finite)), float(low), float(high), len(finite), infinite)
+    n = len(finite)
+    error = float(drawn.std()) * sqrt(n / max(n - 1, 1))
+    return Estimate(float(statistic(finite)), float(low), float(high), n, infinite, error)
 
 
 @lru_cache(maxsize=16)
@@ -79,8 +98,9 @@ def mean_of_many(n: int, total: float, squares: float, infinite: int = 0) -> Est
         return Estimate(value, value, value, 0, infinite)
     mean = total / n
     variance = max(squares - n * mean**2, 0.0) / max(n - 1, 1)
-    half = DEVIATIONS * sqrt(variance / n)
-    return Estimate(mean, mean - half, mean + half, int(n), int(infinite))
+    error = sqrt(variance / n)
+    half = DEVIATIONS * error
+    return Estimate(mean, mean - half, mean + half, int(n), int(infinite), error)
 
 
 def median_of_many(values: ArrayLike) -> Estimate:
@@ -91,7 +111,9 @@ def median_of_many(values: ArrayLike) -> Estimate:
         return Estimate(nan, nan, nan, 0)
     half = DEVIATIONS * sqrt(n) / 2  # ranks
     low, high = max(floor(n / 2 - half), 0), min(ceil(n / 2 + half), n - 1)
-    return Estimate(float(np.median(values)), float(values[low]), float(values[high]), n)
+    low, high = float(values[low]), float(values[high])
+    error = (high - low) / (2 * DEVIATIONS)
+    return Estimate(float(np.median(values)), low, high, n, error=error)
 
 
 def speedup(latency: pd.DataFrame) -> Estimate:
@@ -141,7 +163,10 @@ def paired(one: pd.Series, other: pd.Series) -> Estimate:
 
 
 def unpaired(one: ArrayLike, other: ArrayLike, seed: int = 0) -> Estimate:
-    """Mean of `one` minus mean of `other`, two groups of different samples; finite values only."""
+    """Mean of `one` minus mean of `other`, two groups of different samples; finite values only.
+
+    Its `n` is that of the smaller group.
+    """
     groups = [np.asarray(values, dtype=float).ravel() for values in (one, other)]
     groups = [values[np.isfinite(values)] for values in groups]
     if not all(len(values) for values in groups):
@@ -151,4 +176,5 @@ def unpaired(one: ArrayLike, other: ArrayLike, seed: int = 0) -> Estimate:
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(draws[0] - draws[1], [tail, 1 - tail])
     value = float(groups[0].mean() - groups[1].mean())
-    return Estimate(value, float(low), float(high), sum(map(len, groups)))
+    error = float((draws[0] - draws[1]).std())
+    return Estimate(value, float(low), float(high), min(map(len, groups)), error=error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,8 @@ import pandas as pd
 from topi.errors import ToPiError
 from topi.report.statistics import Estimate, bootstrap, paired
 from topi.results.store import Cell, Store
+
+log = logging.getLogger(__name__)
 
 SCORES = ("psnr", "ssim", "lpips")
 TIMES = ("seconds_full", "seconds_method", "scoring_seconds", "selection_seconds")
@@ -176,6 +179,11 @@ class Suite:
         check_comparable(self.cells)
 
     @property
+    def weights(self) -> str:
+        """Fingerprint of the weights."""
+        return self.settings.get("weights", "")
+
+    @property
     def kind(self) -> str:
         """The kind of the model, as in `conf/model`."""
         return self.settings.get("model", {}).get("kind", "")
@@ -264,7 +272,11 @@ def check_comparable(cells: Sequence[Cell]) -> None:
 
 
 def suites(store: Store) -> list[Suite]:
-    """The cells of a store in groups that may be compared, newest last."""
+    """The cells of a store in groups that may be compared, newest last.
+
+    Of one model they all have the same weights, so that no artefact is of another model than the
+    next: those with most complete cells, of equals the newest.
+    """
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in store.load_cells():
         groups.setdefault((cell.model, cell.settings), []).append(cell)
@@ -273,7 +285,36 @@ def suites(store: Store) -> list[Suite]:
         settings = json.loads(text)
         count = settings.pop("count")
         found.append(Suite(model, settings, count, tuple(cells)))
-    return sorted(found, key=lambda suite: suite.created)
+    return sorted(of_one_version(found), key=lambda suite: suite.created)
+
+
+def of_one_version(found: Sequence[Suite]) -> list[Suite]:
+    """The suites of each model's weights that have most complete cells, of equals the newest."""
+    versions: dict[str, dict[str, list[Suite]]] = {}
+    for suite in found:
+        versions.setdefault(suite.model, {}).setdefault(suite.weights, []).append(suite)
+
+    def rank(version: list[Suite]) -> tuple[int, str]:
+        complete = sum(cell.complete for suite in version for cell in suite.cells)
+        return complete, max(suite.created for suite in version)
+
+    kept = []
+    for model, each in versions.items():
+        best = max(each, key=lambda weights: rank(each[weights]))
+        kept += each[best]
+        if others := [weights for weights in each if weights != best]:
+            log.warning(
+                "%s: the cells of the weights %s are left out, as more are of %s",
+                model,
+                ", ".join(others),
+                best,
+            )
+    return kept
+
+
+def weights_of(found: Iterable[Suite]) -> dict[str, str]:
+    """Model -> fingerprint of its weights, of which all its suites are."""
+    return {suite.model: suite.weights for suite in found}
 
 
 def best_suites(found: Iterable[Suite], labels: Iterable[str]) -> list[Suite]:

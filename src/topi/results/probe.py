@@ -168,13 +168,19 @@ def probe_run(store: Path | str, key: str) -> ProbeRun:
     return ProbeRun(Path(store) / "probe" / key)
 
 
-def load_probes(store: Path | str) -> list[ProbeRun]:
-    """The latest complete probe of each model, by its name; damaged ones are left out."""
+def load_probes(store: Path | str, weights: Mapping[str, str] | None = None) -> list[ProbeRun]:
+    """The latest complete probe of each model, by its name; damaged ones are left out.
+
+    Args:
+        weights: model -> fingerprint of the weights of which it must be, if there is one.
+    """
     runs = []
     for path in sorted(Path(store).glob("probe/*/manifest.json")):
         run = ProbeRun(path.parent)
         try:
-            if run.complete:
+            told = run.manifest
+            known = (weights or {}).get(told["model"], told["weights"])
+            if run.complete and told["weights"] == known:
                 runs.append(run)
         except ToPiError as error:
             log.warning("left out: %s", error)
