@@ -32,26 +32,28 @@ def resized_references(pipe: Any, scale: float) -> Iterator[list[Grid]]:
     Raises:
         ToPiError: it is no pipeline; or, inside, a reference is given as latents.
     """
-    stock = getattr(pipe, "prepare_latents", None)
-    if stock is None:
+    # FLUX.2 encodes its references apart from the noise
+    name = next((n for n in ("prepare_image_latents", "prepare_latents") if hasattr(pipe, n)), None)
+    if name is None:
         raise ToPiError(
             "References are resized by the pipeline; attach to it, not the transformer."
         )
+    stock = getattr(pipe, name)
     token = pipe.vae_scale_factor * 2
     full: list[Grid] = []
     shapes: list[tuple[int, int, int]] = []
 
-    def prepare(image: Any, *args: Any, **kwargs: Any) -> Any:
-        if image is None:
+    def prepare(images: Any, *args: Any, **kwargs: Any) -> Any:
+        if images is None:
             full.clear()
-            return stock(image, *args, **kwargs)
-        pictures = image if isinstance(image, list) else [image]
+            return stock(images, *args, **kwargs)
+        pictures = images if isinstance(images, list) else [images]
         if any(picture.shape[1] != 3 for picture in pictures):
             raise ToPiError("The reference is given as latents; give the picture to resize it.")
         full[:] = [(p.shape[-2] // token, p.shape[-1] // token) for p in pictures]
         small = [resized(picture, scale, token) for picture in pictures]
         shapes[:] = [(1, p.shape[-2] // token, p.shape[-1] // token) for p in small]
-        return stock(small if isinstance(image, list) else small[0], *args, **kwargs)
+        return stock(small if isinstance(images, list) else small[0], *args, **kwargs)
 
     def recount(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         # Qwen's pipelines tell the grids apart from the latents; the list stays the same object,
@@ -61,10 +63,10 @@ def resized_references(pipe: Any, scale: float) -> Iterator[list[Grid]]:
                 sample[1:] = shapes
         return args, kwargs
 
-    pipe.prepare_latents = prepare
+    setattr(pipe, name, prepare)
     undo = pipe.transformer.register_forward_pre_hook(recount, with_kwargs=True)
     try:
         yield full
     finally:
         undo.remove()
-        del pipe.prepare_latents
+        delattr(pipe, name)
