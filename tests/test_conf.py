@@ -217,6 +217,8 @@ def test_an_axis_that_a_method_does_not_read_is_refused_in_a_single_run():
         ("method=toma_ref method.ratio=0.3", "toma_ref ratio=0.3"),
         ("method=checker method.flip=step", "checker flip=step"),
         ("method=full", "full"),
+        ("trim_last=true", "topi tau=0.85 trim_last=True"),
+        ("method=toma trim_last=true", "toma"),
         ("method=full cache=taylorseer", "full cache=taylorseer"),
         (
             "method=random cache=magcache cache.threshold=0.1 cache.ratios=[1,1.5]",

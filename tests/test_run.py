@@ -137,6 +137,7 @@ def test_the_manifest_says_where_a_cell_comes_from(run):
         ("seed=1", False),
         ("model.steps=6", False),
         ("data.count=1", True),
+        ("trim_last=true", True),
     ],
 )
 def test_what_makes_another_cell(run, changed, same_full):
@@ -145,6 +146,17 @@ def test_what_makes_another_cell(run, changed, same_full):
     cells = Store("results").load_cells()
     assert len(cells) == 2
     assert (len({cell.manifest["full_key"] for cell in cells}) == 1) == same_full
+
+
+def test_a_trimmed_last_block_is_a_cell_of_its_own_but_where_tokens_are_merged(run):
+    run("-m", *SMOKE, "data.count=1", "method=topi,toma", "trim_last=true,false")
+    cells = {cell.manifest["label"]: cell for cell in Store("results").load_cells()}
+    plain, trimmed = (cells.pop(f"topi tau=0.85{more}") for more in ("", " trim_last=True"))
+    assert list(cells) == ["toma"]
+    assert "trim_last" not in plain.manifest and trimmed.manifest["trim_last"]
+    (whole,), (less,) = plain.rows, trimmed.rows
+    assert less["flop_speedup"] > whole["flop_speedup"]
+    assert less["psnr"] == pytest.approx(whole["psnr"], rel=1e-3)
 
 
 @pytest.mark.parametrize(

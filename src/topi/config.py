@@ -114,6 +114,7 @@ class Config:
     lpips: bool
     store: str
     resume: str  # what may continue a cell: the same code and versions, or any
+    trim_last: bool = False  # the last block computes only what is read, where nothing is merged
     shard: str | None = None  # "i/n": only every nth sample, from the ith on
     devices: int = 1  # GPUs of this node, or processes on its cores, that share the samples
 

@@ -234,7 +234,8 @@ def bench_of(
 ) -> Bench:
     """What a cell shares with others; see `prepare`."""
     full = Store(config.store).full(manifest["full_key"])
-    return Bench(editor, data, _metrics(config.lpips), full, config.seed)
+    trimmed = manifest.get("trim_last", False)
+    return Bench(editor, data, _metrics(config.lpips), full, config.seed, trimmed)
 
 
 def check(config: Config) -> None:
@@ -369,6 +370,8 @@ def label_of(config: Config, method: Method) -> str:
             shown["layers"] = strategy
         elif config.layers.file:
             shown["layers"] = own.params["layers"]
+    if trims(config, method):
+        shown["trim_last"] = True
     if (cache := config.cache["name"]) != "none":
         defaults = CACHES[cache]().params
         given = {k: v for k, v in config.cache.items() if k in defaults and v is not None}
@@ -377,6 +380,11 @@ def label_of(config: Config, method: Method) -> str:
         if file := config.cache.get("fit"):
             shown["cache.fit"] = Path(file).stem
     return " ".join([own.name, *(f"{key}={_short(value)}" for key, value in shown.items())])
+
+
+def trims(config: Config, method: Method) -> bool:
+    """Does the last block compute only what is read? Not where tokens are merged."""
+    return config.trim_last and not method.merges
 
 
 def full_run(config: Config, editor: Editor, data: Dataset) -> dict[str, Any]:
@@ -405,6 +413,8 @@ def describe(
         "samples": [data[i].id for i in range(len(data))],
         "lpips": config.lpips,
     }
+    trimmed = {"trim_last": True} if trims(config, method) else {}
+    content |= trimmed
     return {
         "key": f"{editor.name}-{method.name}-{digest(content)}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -412,6 +422,7 @@ def describe(
         "method": method.name,
         "label": label,
         "params": method.params,
+        **trimmed,
         "full_key": full_key,
         "seed": config.seed,
         "steps": editor.steps,

@@ -1,6 +1,6 @@
 """From a command line to a benchmark: `topi bench`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -27,9 +27,15 @@ WEIGHTS = ("own", "random")
 SCORING = ("chunked", "flash", "triton")
 PERIOD = 10
 """Steps from anchor to anchor (section 5.1); a run of so many is one interval."""
+LEAST_MERGED = 0.25
+"""Merging to less is not defined for windows of 2 x 2."""
+GRAPH_TOKENS = 64
+"""CUDA graphs pay if lengths repeat: those of methods are multiples of this then."""
 SCALED_DOWN = {"dtype": "float32", "front_layers": 1, "representative_layers": (1, 2, 3)}
 SCALED_SIZE = 256  # pixels
-"""What a machine without a GPU runs in place of a published size; `models.random` has the rest."""
+SCALED_STEPS = 2 * PERIOD
+"""What a machine without a GPU runs in place of a published size; `models.random` has the rest. Two
+intervals, as the first call of a run, an anchor too, is not one to time."""
 READS = ("model", "seed", "store")
 
 
@@ -45,10 +51,11 @@ class BenchConfig:
         size: side of the picture in pixels; None: the model's.
         references: how many pictures of that size are the context. One that takes a single picture
             gets them side by side.
-        steps: denoising steps; one in ten is an anchor.
+        steps: denoising steps, one in ten an anchor; None: the model's, 40 as published, or 20
+            scaled down.
         compile: time with compiled blocks, full and methods alike; `backend` is torch.compile's.
-        graphs: replay the compiled blocks as CUDA graphs, one for each length; methods keep a
-            multiple of 64 tokens, so that lengths repeat.
+        graphs: replay the compiled blocks as CUDA graphs, one for each length.
+        round_to: methods that can keep a multiple of so many tokens; None: 64 with graphs, else 1.
         trim_last: every method's last block computes target rows only (see `Method.__call__`).
         kernel: what sums attention weights at anchors: "chunked", "flash" or "triton".
     """
@@ -60,12 +67,18 @@ class BenchConfig:
     warmup: int = 1
     size: int | None = None
     references: int = 1
-    steps: int = PERIOD
+    steps: int | None = None
     compile: bool = False
     backend: str = "inductor"
     graphs: bool = False
+    round_to: int | None = None
     trim_last: bool = False
     kernel: str = "chunked"
+
+    @property
+    def multiple(self) -> int:
+        """What numbers of kept tokens are a multiple of."""
+        return self.round_to or (GRAPH_TOKENS if self.graphs else 1)
 
 
 def read_bench(overrides: Sequence[str]) -> tuple[BenchConfig, list[str]]:
@@ -79,13 +92,24 @@ def read_bench(overrides: Sequence[str]) -> tuple[BenchConfig, list[str]]:
     check_choice("kernel", config.kernel, SCORING)
     if config.graphs and not (config.compile and config.backend == "inductor"):
         raise ConfigError("graphs=true needs compile=true and backend=inductor.")
-    for name in ("repeats", "references", "steps"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name}={getattr(config, name)} must be at least 1.")
-    for keep in config.keep:
-        if not 0 < keep <= 1:
-            raise ConfigError(f"keep={keep} must be in (0, 1].")
+    least = {"repeats": 1, "warmup": 0, "references": 1, "steps": 1, "round_to": 1, "size": 32}
+    check_least(config, least)
+    check_shares(config.keep)
     return config, rest
+
+
+def check_shares(keep: Sequence[float]) -> None:
+    """Raise a ConfigError unless these are shares of tokens to keep."""
+    for each in keep:
+        if not 0 < each <= 1:
+            raise ConfigError(f"keep={each} must be in (0, 1].")
+
+
+def check_least(config: Any, least: Mapping[str, int]) -> None:
+    """Raise a ConfigError for a field that is given and below what it must be at least."""
+    for name, bound in least.items():
+        if (value := getattr(config, name)) is not None and value < bound:
+            raise ConfigError(f"{name}={value} must be at least {bound}.")
 
 
 def own_keys(schema: type, overrides: Sequence[str]) -> tuple[Any, list[str]]:
@@ -107,8 +131,10 @@ def own_keys(schema: type, overrides: Sequence[str]) -> tuple[Any, list[str]]:
 def bench(overrides: Sequence[str]) -> BenchRun:
     """Measure; a run that was broken off adds its pairs anew.
 
+    A line that cannot run is left out, and the manifest says why.
+
     Raises:
-        ToPiError: the configuration is impossible, or another process does the same.
+        ToPiError: the configuration is impossible, another process does the same, or no line runs.
     """
     from topi import experiment  # loads torch, which a refusal need not wait for
     from topi.engine.attention import scored_by
@@ -130,6 +156,7 @@ def bench(overrides: Sequence[str]) -> BenchRun:
     content = {
         "model": editor.name,
         "kind": editor.config.kind,
+        "source": editor.config.source,
         "weights": editor.fingerprint(),
         "scaled_down": bool(editor.config.options.get("scaled_down")),
         "dtype": editor.config.dtype,
@@ -138,6 +165,7 @@ def bench(overrides: Sequence[str]) -> BenchRun:
         "references": settings.references,
         "compiled": compiled_by(settings),
         "trim_last": settings.trim_last,
+        "round_to": settings.multiple,
         "kernel": settings.kernel,
         "device": editor.device_name,
         "lines": [variant.label for variant in variants],
@@ -150,12 +178,14 @@ def bench(overrides: Sequence[str]) -> BenchRun:
         sample = picture(settings.references, editor.config)
         pairs = len(variants) * settings.repeats
         with progress(f"{editor.name}: speed", pairs, 0) as advance, scored_by(settings.kernel):
-            for row in measure(
-                editor, sample, variants, config.seed, settings.repeats, settings.warmup
-            ):
+            rounds = settings.repeats, settings.warmup
+            for row in measure(editor, sample, variants, config.seed, *rounds, run.refuse):
                 run.add(row)
                 ratio = row["total_full"] / row["total_method"]
                 advance(f"{row['label']}: {ratio:.3f} of {row['total_full']:.2f} s")
+    if not run.rows:
+        why = " ".join(dict.fromkeys(run.manifest["refused"].values()))
+        raise ToPiError(f"Nothing of {run.key} could be measured: {why}")
     return run
 
 
@@ -170,15 +200,16 @@ def model_of(settings: BenchConfig, overrides: Sequence[str]) -> Config:
     from topi.study import compose_study
 
     config = compose_study("bench", overrides, READS)
-    model = config.model
-    model["steps"] = settings.steps
+    model, size, steps = config.model, settings.size, settings.steps
     if settings.weights == "random":
         scaled = not torch.cuda.is_available()
         model |= random_weights(scaled)
         if scaled:
-            settings.size = settings.size or SCALED_SIZE
-    if settings.size is not None:
-        model |= {"height": settings.size, "width": settings.size}
+            size, steps = size or SCALED_SIZE, steps or SCALED_STEPS
+    if size is not None:
+        model |= {"height": size, "width": size}
+    if steps is not None:
+        model["steps"] = steps
     return config
 
 
@@ -219,7 +250,7 @@ def variants_of(
     """
     from topi import experiment
     from topi.compose import composed
-    from topi.evaluation.bench import HooksOnly, Variant, uncompiled
+    from topi.evaluation.bench import HooksOnly, Variant, refused, uncompiled
     from topi.methods import METHODS
     from topi.methods.full import Full
 
@@ -235,20 +266,20 @@ def variants_of(
     for name in names:
         cls = METHODS[name]
         known = {f.name for f in fields(cls)} - cls.variants[name].keys()
-        for keep in settings.keep if "ratio" in known else [None]:
-            own = {"update_every": PERIOD, "first_anchor": 0}
-            if keep is not None:
-                own["ratio"] = share_of(cls, keep)
-            if settings.graphs:
-                own["round_to"] = 64
-            own = {k: v for k, v in own.items() if k in known}
+        points = [kept_share(cls, keep) for keep in settings.keep]
+        for keep, params in dict(points).items():
+            own = {"update_every": PERIOD, "first_anchor": 0, "round_to": settings.multiple}
+            own = {k: v for k, v in own.items() if k in known} | params
             method = read_config(composed([f"method={name}"])).method
             whole = replace(config, method=method | own)
             if "front_layers" in known and cls.front_layers:  # some spare none by default
                 whole.method["front_layers"] = config.model["front_layers"]
             label = name if keep is None else f"{name} keep={keep:g}"
-            built = experiment.build_method(whole, facts, editor)
-            attach = partial(built, trim_last=settings.trim_last)
+            try:
+                built = experiment.build_method(whole, facts, editor)
+                attach = partial(built, trim_last=settings.trim_last)
+            except ToPiError as error:  # the others can still run
+                attach = refused(error)
             lines.append(Variant(label, name, attach, keep))
     return lines
 
@@ -260,14 +291,29 @@ def compiled_by(settings: BenchConfig) -> str | None:
     return f"{settings.backend} with CUDA graphs" if settings.graphs else settings.backend
 
 
-def share_of(method: "type[Method]", keep: float) -> float:
-    """The `ratio` of a method that keeps the share `keep`: kept by pruners, merged away by others.
+def kept_share(method: "type[Method]", keep: float) -> tuple[float | None, dict[str, float]]:
+    """What share a method really keeps that is asked for `keep`, and its parameters for that.
 
-    Merging to less than a quarter is not defined for windows of 2 x 2, so it stops there.
+    Of reference tokens; of all image tokens, if it merges; of steps, if it runs fewer. None if it
+    has no such parameter.
     """
+    from topi.methods.checker import Checkerboard
+    from topi.methods.downscaled_ref import DownscaledRef
+    from topi.methods.fewer_steps import FewerSteps
     from topi.methods.pruner import ReferencePruner
 
-    return keep if issubclass(method, ReferencePruner) else min(1 - keep, 0.75)
+    if issubclass(method, Checkerboard):
+        return 0.5, {}
+    if issubclass(method, DownscaledRef):
+        return keep, {"scale": keep**0.5}
+    if issubclass(method, FewerSteps):
+        return keep, {"share": keep}
+    if "ratio" not in {f.name for f in fields(method)}:
+        return None, {}
+    if issubclass(method, ReferencePruner):
+        return keep, {"ratio": keep}
+    keep = max(keep, LEAST_MERGED)
+    return keep, {"ratio": round(1 - keep, 6)}
 
 
 def origin(editor: Any) -> dict[str, Any]:

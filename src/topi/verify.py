@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -78,7 +78,7 @@ def verify(root: Path, name: str, count: int = 3) -> Verification:
 
 def _run_again(cell: Cell, rows: list[dict[str, Any]]) -> tuple[list[SampleCheck], list[str]]:
     from topi import experiment  # loads torch
-    from topi.evaluation.cell import Bench, run_quality
+    from topi.evaluation.cell import run_quality
 
     config = config_of(cell)
     editor, method, data, manifest = experiment.prepare(config)
@@ -92,7 +92,7 @@ def _run_again(cell: Cell, rows: list[dict[str, Any]]) -> tuple[list[SampleCheck
         full = again.full(manifest["full_key"])
         target = again.cell(cell.key)
         target.start(manifest)
-        here = Bench(bench.editor, samples, bench.metrics, full, bench.seed)
+        here = replace(bench, data=samples, full=full)
         run_quality(here, method, target, f"verifying {manifest['label']}")
         before = Store(cell.path.parents[1]).full(cell.manifest["full_key"])
         checks = [

@@ -1,9 +1,12 @@
 """Compiled blocks with methods: the same results, few graphs, and no hook frozen into one."""
 
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook as AccelerateHook
+from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 
 import topi
 from topi import Full, RandomTokens, TeaCache, ToMeSD, ToPi
@@ -115,6 +118,58 @@ def around_hooks(modules, backend="eager"):
             module._compiled_call_impl = None
 
 
+eagerly = partial(torch.compile, backend="eager")
+
+
+@contextmanager
+def compiled_forward(modules, compile=eagerly):
+    """`module.forward = compile(module.forward)`."""
+    before = [vars(module).get("forward") for module in modules]
+    for module in modules:
+        module.forward = compile(module.forward)
+    try:
+        yield
+    finally:
+        for module, forward in zip(modules, before, strict=True):
+            vars(module).pop("forward", None)
+            if forward is not None:
+                module.forward = forward
+
+
+@contextmanager
+def offload(modules, offloaded):
+    """accelerate's hooks on the modules, if at all."""
+    for module in modules if offloaded else ():
+        add_hook_to_module(module, AccelerateHook())
+    try:
+        yield
+    finally:
+        for module in modules if offloaded else ():
+            remove_hook_from_module(module)
+
+
+class TestBlocksOfTheUser:
+    """`block.forward = torch.compile(block.forward)` before a method comes."""
+
+    @pytest.mark.parametrize("offloaded", [False, True])
+    def test_they_are_as_good(self, flux, offloaded):
+        pipe, call = flux
+        blocks, method = adapter_for(pipe).blocks, ToPi(tau=0.7, **small)
+        with method(pipe):
+            plain = pipe(**call(steps=3)).images
+        torch._dynamo.reset()
+        with compiled_forward(blocks), offload(blocks, offloaded), method(pipe):
+            torch.testing.assert_close(pipe(**call(steps=3)).images, plain, rtol=0, atol=1e-6)
+        assert method.trace[2].kept
+
+    def test_compile_takes_what_is_inside(self, flux, compiled):
+        pipe, _ = flux
+        blocks = adapter_for(pipe).blocks
+        originals = [block.forward for block in blocks]
+        with compiled_forward(blocks), compiled(pipe):
+            assert [block.forward.eager for block in blocks] == originals
+
+
 class TestRefusals:
     """A method that would silently do nothing says so."""
 
@@ -139,6 +194,40 @@ class TestRefusals:
                     pipe(**call(steps=2))
         finally:
             pipe.transformer = original
+
+    @pytest.mark.parametrize(
+        ("what", "when"), [("transformer", "before"), ("transformer", "after"), ("blocks", "after")]
+    )
+    @pytest.mark.parametrize("offloaded", [False, True])
+    def test_compiled_forward(self, tiny, what, when, offloaded):
+        """A block's own is adopted, as hooks are put around it; see `TestBlocksOfTheUser`."""
+        pipe, call = tiny("flux")
+        modules = {"transformer": [pipe.transformer], "blocks": adapter_for(pipe).blocks}[what]
+        method = ToPi(tau=0.7, **small)
+        with pytest.raises(ToPiError, match=r"topi\.compile\(pipe\)"):
+            if when == "before":
+                with compiled_forward(modules), offload(modules, offloaded), method(pipe):
+                    pass
+            else:
+                with offload(modules, offloaded), method(pipe), compiled_forward(modules):
+                    pipe(**call(steps=2))
+
+    def test_what_torch_is_told_to_leave_alone_is_not_compiled(self, flux):
+        pipe, call = flux
+        method = ToPi(tau=0.7, **small)
+        with compiled_forward([pipe.transformer], torch.compiler.disable), method(pipe):
+            pipe(**call(steps=3))
+        assert method.trace[-1].kept is not None
+
+    def test_an_anchor_that_saw_nothing(self, flux):
+        """However it came that no layer could be looked into."""
+        pipe, call = flux
+        with ToPi(tau=0.7, **small)(pipe) as method:
+            method.watches = lambda call, layer: False
+            with pytest.raises(
+                ToPiError, match=r"Step 1 .* layers \[1, 3\].*topi\.compile\(pipe\)"
+            ):
+                pipe(**call(steps=3))
 
     @pytest.mark.parametrize("what", ["transformer", "blocks"])
     @pytest.mark.parametrize("when", ["before", "after"])

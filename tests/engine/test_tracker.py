@@ -1,5 +1,6 @@
 """Steps, branches and restarts, from sequences of transformer calls."""
 
+import pytest
 import torch
 
 from topi.engine.tracker import StepTracker
@@ -82,3 +83,44 @@ def test_another_size_is_another_pipeline_call():
     pipeline.begin()
     pipeline.step(1.0)
     assert pipeline.step(0.9, signature=1)[0] == (True, 0, "cond")
+
+
+class Unread:
+    """A timestep on a device that nobody may wait for."""
+
+    def __float__(self):
+        raise AssertionError("read")
+
+
+class TestObjectsAlone:
+    """Where the scheduler's timesteps and the positions are known, no timestep is read."""
+
+    def start(self, named):
+        tracker, schedule, positions = StepTracker(), object(), object()
+
+        def see(branch, latents, timestep):
+            return tracker.observe(
+                branch if named else None, timestep, latents, positions, 0, schedule
+            )
+
+        first = torch.zeros(1)
+        assert see("cond", first, 1.0) == (True, 0, "cond")
+        if named:  # its positions are not known yet
+            assert see("uncond", first, 1.0) == (False, 0, "uncond")
+        return see, first
+
+    def test_branches_and_steps(self):
+        for named in (True, False):
+            see, latents = self.start(named)
+            for step in range(3):
+                if step or not named:
+                    assert see("uncond", latents, Unread()) == (False, step, "uncond")
+                latents = torch.zeros(1)
+                assert see("cond", latents, Unread()) == (False, step + 1, "cond")
+
+    def test_latents_that_were_written_to_may_be_those_of_another_step(self):
+        see, latents = self.start(named=False)
+        assert see("uncond", latents, Unread()) == (False, 0, "uncond")
+        latents.add_(1)
+        with pytest.raises(AssertionError, match="read"):
+            see("cond", latents, Unread())

@@ -134,7 +134,10 @@ class TestMasks:
         assert {len(kept[step, "cond"]) for step in (2, 3, 4)} == {32}
         seen = set(kept[2, "cond"]) | set(kept[3, "cond"])
         assert len(seen) > 56  # the second mask complements the first: two draws would see 48
-        assert all(r.selection_seconds > 0 for r in method.trace if r.anchor)
+        chose = {(r.step, r.branch) for r in method.trace if r.selection_seconds > 0}
+        assert chose == {(0, "cond"), (1, "uncond"), (5, "uncond")} | {
+            (step, "cond") for step in (2, 3, 4)
+        }
 
     def test_at_anchors_only(self, flux):
         pipe, call = flux

@@ -71,6 +71,12 @@ def test_the_others_leave_the_store(qwen):
     assert method.trace[2].stored == dict.fromkeys(range(6), 32)
 
 
+def test_without_a_cover_or_live_tokens_nobody_looks_who_is_near_whom(flux, monkeypatch):
+    monkeypatch.setattr("topi.methods.topi_cover.neighbourhood", None)
+    pipe, call = flux
+    run(ToPiKV(**scored), pipe, call(steps=2))
+
+
 def test_each_layer_its_own_tokens(flux):
     pipe, call = flux
     method = ToPiKV(layers=(1, 3), tau=0.6, per_layer=True, front_layers=1)
@@ -106,7 +112,8 @@ def test_extrapolation_by_hand():
     method, layout = ToPiKV(extrapolate=True), Layout(1, (1, 2), ((1, 2),))
     for store, value in ((method._before, 1.0), (method._store, 3.0)):
         store.put("cond", 0, *torch.full((2, 1, 2, 1, 1), value))
-    method._times["cond"], method._seen["cond"] = [0.9, 0.7], {0: torch.tensor([1])}
+    kept = torch.tensor([1])
+    method._times["cond"], method._seen["cond"] = [0.9, 0.7], (kept, {0: kept})
     record = CallRecord(2, "cond", layout, 1, kept=(1,))
     call = Call(2, "cond", layout, 1, torch.device("cpu"), record, timestep=0.6)
     key, value = method.stored(call, 0, None, None)

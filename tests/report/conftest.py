@@ -4,6 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -155,3 +156,39 @@ def write_cell(paper_module):
 @pytest.fixture
 def write_paper_store(paper_module):
     return paper_module.write_paper_store
+
+
+def texts_of(figure):
+    """Every text that a reader sees: of the figure, its parts, their legends and their axes."""
+    legends = [legend for part in (figure, *figure.subfigs) for legend in part.legends]
+    texts = [text for part in (figure, *figure.subfigs) for text in part.texts]
+    for ax in figure.axes:
+        legends += filter(None, [ax.get_legend()])
+        texts += [ax.title, *ax.texts]
+        if ax.axison:
+            texts += [ax.xaxis.label, ax.yaxis.label]
+            for axis, at in ((ax.xaxis, 0), (ax.yaxis, 1)):
+                low, high = sorted(axis.get_view_interval())
+                ticks = axis.get_ticklabels()
+                texts += [tick for tick in ticks if low <= tick.get_position()[at] <= high]
+    texts += [text for legend in legends for text in legend.get_texts()]
+    return [text for text in texts if text.get_text().strip() and text.get_visible()]
+
+
+@pytest.fixture
+def check_texts():
+    """Checks that no text of a figure overlaps another one or sticks out to a side."""
+
+    def check(figure):
+        figure.canvas.draw()
+        texts = texts_of(figure)
+        boxes = [text.get_window_extent() for text in texts]
+        plt.close(figure)
+        assert len(boxes) > 5
+        for number, one in enumerate(boxes):
+            assert figure.bbox.x0 - 1 <= one.x0, texts[number]
+            assert one.x1 <= figure.bbox.x1 + 1, texts[number]
+            others = zip(texts[number + 1 :], boxes[number + 1 :], strict=True)
+            assert not [(texts[number], text) for text, other in others if one.overlaps(other)]
+
+    return check

@@ -12,6 +12,8 @@ from topi.results.probe import ARRAYS, probe_run
 
 CATEGORIES = ("camera_move", "global_edit", "implicit_change", "local_edit")
 TASKS = ("resize", "style", "season", "move")
+VISUAL = ("visual_reference", "visual_material_transfer")
+"""Tasks of `data=mini_edit_plus`; all of the one category `visual_edit`."""
 KINDS = {
     "kontext_standin": "kontext",
     "qwen_standin": "qwen_edit",
@@ -52,6 +54,21 @@ def quality(label: str) -> tuple[float, float, float]:
             number = float(found.group(1)) if found.groups() else None
             return tuple(value(number) if callable(value) else value for value in values)
     raise AssertionError(label)
+
+
+def method_of(label: str) -> str:
+    """What the manifest calls the method; with a cache `topi+teacache`."""
+    method, cache = label.split()[0], re.search(r"cache=(\S+)", label)
+    if not cache:
+        return method
+    return cache[1] if method == "full" else f"{method}+{cache[1]}"
+
+
+def params_of(label: str) -> dict[str, float | int]:
+    """Those of the label, and the defaults of the merging methods."""
+    words = dict(re.findall(r"(tau|ratio|merge_every)=([\d.]+)", label))
+    defaults = {"ratio": 0.5} if label.startswith("tom") else {}
+    return defaults | {name: float(value) for name, value in words.items()}
 
 
 def picture(seed: int, size: int = 64) -> np.ndarray:
@@ -96,9 +113,9 @@ def write_cell(
         "created": f"2026-01-01T00:{number // 60:02}:{number % 60:02}",
         "count": samples,
         "model": model,
-        "method": label.split()[0],
+        "method": method_of(label),
         "label": label,
-        "params": {},
+        "params": params_of(label),
         "full_key": full.name,
         "seed": 0,
         "steps": STEPS,
@@ -112,16 +129,23 @@ def write_cell(
     }
     (cell / "manifest.json").write_text(json.dumps(manifest))
     psnr, speed, kept = quality(label)
+    merged = STEPS * label.startswith("tom")
+    if label.startswith("toma") and "merge_every=1" not in label:
+        merged = len(range(0, STEPS, 3))
     rows, latency = [], []
     for i in range(samples if done is None else done):
         name, rng = f"eval-{i:03d}", np.random.default_rng([number, i])
         spread = 0.5 * i  # of the samples; equal in all cells, so that pairs see through it
         score = psnr + spread + rng.normal() / 20
+        category, task = CATEGORIES[i % 4], TASKS[i % 4]
+        if "plus" in model:
+            category, task = "visual_edit", VISUAL[i % 2]
         rows.append(
-            {"sample": name, "index": i, "category": CATEGORIES[i % 4], "task": TASKS[i % 4]}
-            | {"instruction": f"{TASKS[i % 4]} the disc, and leave the sky as it is", "seed": 0}
+            {"sample": name, "index": i, "category": category, "task": task}
+            | {"instruction": f"{task} the disc, and leave the sky as it is", "seed": 0}
             | {"psnr": score, "ssim": min(score / 40, 1), "lpips": max(0.4 - score / 100, 0)}
             | {"keep_ratio": kept, "flop_speedup": speed, "calls": STEPS, "seconds": 2.0}
+            | {"merged_calls": merged, "skipped_calls": STEPS // 2 * ("cache=" in label)}
         )
         if i < 4:
             for repeat in range(3):
@@ -169,7 +193,9 @@ def write_probe(root: Path, model: str, samples: int = 16, layers: int = 9) -> N
     """Attention that decays from 0.25 to 0.1, faster for style, and sits in three layers."""
     run = probe_run(root, f"{model}-0000")
     manifest = {"model": model, "source": "standin", "count": samples, "layers": [1, 4, 7]}
-    run.start({**manifest, "stacks": [3, 6], "tau": 0.85, "created": "2026-01-01"})
+    run.start(
+        {**manifest, "weights": "feed", "stacks": [3, 6], "tau": 0.85, "created": "2026-01-01"}
+    )
     rows = []
     for i in range(samples):
         rng = np.random.default_rng(i)

@@ -156,10 +156,10 @@ def test_figure_1_shows_categories_and_representative_layers(run):
     (ax,) = figure.axes
     lines = [line for line in ax.lines if len(line.get_xdata()) == 57]
     assert [line.get_label() for line in lines] == [
-        "Camera move",
-        "Global edit",
-        "Implicit change",
-        "Local edit",
+        "Camera move (n=4)",
+        "Global edit (n=4)",
+        "Implicit change (n=4)",
+        "Local edit (n=5)",
     ]
     samples = [row["sample"] for row in run.rows if row["category"] == "camera_move"]
     mean = np.mean([run.maps(name).mass.mean((0, 1)) for name in samples], 0)
@@ -190,9 +190,29 @@ def test_figure_3_has_a_line_per_task(run):
         [line.get_label() for line in ax.lines if not line.get_label().startswith("_")]
         for ax in figure.axes
     ]
-    assert names == [[n.replace("_", " ") for n in tasks] for tasks in TASKS.values()]
+    expected = [[f"{n.replace('_', ' ')} (n=1)" for n in tasks] for tasks in TASKS.values()]
+    assert names == expected
     zoom = figure.axes[0].lines[3]
     assert np.allclose(zoom.get_ydata(), run.maps("s-03").mass.mean((0, 2)))
+    plt.close(figure)
+
+
+def test_texts_do_not_overlap_with_many_tasks(run, check_texts):
+    for draw in (mass_by_layer, token_relevance, mass_by_step):
+        check_texts(draw(run))
+
+
+def test_figure_3_says_of_how_many_samples_a_line_is_and_how_far_they_spread(paper_root):
+    """The fixture has four samples of each of four tasks."""
+    (run,) = load_probes(paper_root)
+    figure = mass_by_step(run)
+    camera = figure.axes[0]
+    assert camera.lines[0].get_label() == "resize (n=4)"
+    (band,) = camera.collections
+    mass = np.stack([run.maps(f"eval-{i:03d}").mass.mean((0, 2)) for i in (0, 4, 8, 12)])
+    highest = np.percentile(mass, 90, axis=0).max()
+    assert band.get_datalim(camera.transData).y1 == pytest.approx(highest, rel=1e-6)
+    assert "paper: below 0.3" in drawn_text(figure)
     plt.close(figure)
 
 

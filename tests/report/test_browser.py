@@ -49,6 +49,24 @@ addEventListener("load", () => {
   found.down = column();
   heading.click();
   found.up = column();
+  set("by-model", "qwen_standin");
+  const models = [...document.querySelectorAll("figure[data-model]")];
+  found.figures = models.filter(f => f.offsetParent).length;
+  set("by-model", "kontext_standin");
+  found.ours = models.filter(f => f.offsetParent).length;
+  set("by-model", "");
+  const words = table => [...table.tBodies[0].rows].map(row => row.cells[0].textContent.trim());
+  found.sorted = ["table.claims", "table.pairs"].map(name => {
+    const table = document.querySelector(name);
+    table.rows[0].cells[0].click();
+    const down = words(table);
+    table.rows[0].cells[0].click();
+    return [down, words(table)];
+  });
+  found.aligned = [...document.querySelectorAll("td.name")].map(e => getComputedStyle(e).textAlign);
+  const table1 = document.querySelector("#tables details[open] .scroll");
+  found.beyond = table1.scrollWidth - table1.clientWidth;
+  found.early = table1.querySelectorAll("th")[2].getBoundingClientRect().right;
   found.broken = [...document.images].filter(i => !i.complete || !i.naturalWidth).length;
   found.problems = problems;
   parent.postMessage(found, "*");
@@ -85,5 +103,11 @@ def test_the_page_works(page, tmp_path, width):
     assert len(found["down"]) > 3
     assert found["down"] == sorted(found["down"], reverse=True)
     assert found["up"] == sorted(found["up"])
+    assert (found["figures"], found["ours"]) == (0, 3)  # Figures 1 to 3 are of one model
+    for down, up in found["sorted"]:
+        assert len(down) > 5 and up != down and sorted(down) == sorted(up)
+    assert set(found["aligned"]) == {"left"}
+    assert found["early"] < width  # the third column, Kept, is in sight
+    assert width < 1280 or found["beyond"] <= 0  # and all of Table 1 is on a desk
     assert found["broken"] == 0
     assert found["problems"] == []

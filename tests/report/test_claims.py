@@ -26,6 +26,7 @@ from topi.report.claims import (
     read_notes,
     to_rich_claims,
 )
+from topi.report.paper_values import EXPERIMENTS
 from topi.report.statistics import Estimate, unpaired
 from topi.results.store import Store
 
@@ -209,6 +210,14 @@ def test_unpaired_groups():
     assert unpaired(one, other) == Estimate(2, 2, 2, 2)
     assert unpaired(one, []).n == 0
     assert unpaired([1, 2, 3], [0, 4]).low < 0 < unpaired([1, 2, 3], [0, 4]).high
+
+
+def test_what_failed_in_the_committed_results_was_looked_into():
+    evidence = gather_evidence(Store(EXPERIMENTS / "results"))
+    judged = judge_all([claim for claim in CLAIMS if not claim.arithmetic], evidence)
+    verdicts = {each.claim.name: {f.verdict for f in each.findings.values()} for each in judged}
+    failed = {name for name, found in verdicts.items() if CONTRADICTED in found}
+    assert failed and failed == set(read_notes())
 
 
 def test_random_weights_prove_nothing(tmp_path, write_cell):

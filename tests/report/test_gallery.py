@@ -1,12 +1,17 @@
 """Masks and pictures: what is drawn is what was kept."""
 
 import json
+from dataclasses import replace
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from topi.report.artefacts import OURS
+from topi.report.figures import grid
 from topi.report.gallery import (
     draw_difference,
     draw_mask,
@@ -17,6 +22,14 @@ from topi.report.gallery import (
     side_by_side,
 )
 from topi.results.store import Store
+
+matplotlib.use("Agg")
+
+
+def paper_rows(root) -> pd.DataFrame:
+    """Those of one model of the paper's store."""
+    rows = Store(root).rows()
+    return rows[rows["model"] == "kontext_standin"]
 
 
 def test_kept_indices_count_through_all_references(tmp_path):
@@ -57,16 +70,54 @@ def test_references_of_different_heights_stand_side_by_side():
     assert side_by_side(images).size == (70, 20)
 
 
-def test_a_full_grid_shows_one_label_per_method():
-    rows = pd.DataFrame(
-        [
-            {"method": m, "label": f"{m} {i}", "flop_speedup": 1 + i / 10}
-            for m in ("topi", "toma")
-            for i in range(3)
-        ]
+def labelled(*labels: str) -> pd.DataFrame:
+    """Rows of these labels, each faster than the last."""
+    return pd.DataFrame(
+        {"method": label.split()[0], "label": label, "flop_speedup": 1 + number / 10}
+        for number, label in enumerate(labels)
     )
-    assert shown_labels(rows, limit=6) == [f"{m} {i}" for m in ("toma", "topi") for i in range(3)]
-    assert shown_labels(rows, limit=5) == ["toma 1", "topi 1"]
+
+
+def test_a_full_grid_shows_one_label_per_method():
+    rows = labelled(*(f"{m} ratio=0.{i}" for m in ("topi", "toma") for i in (2, 4, 6)))
+    assert shown_labels(rows, limit=6) == sorted(rows["label"])
+    assert shown_labels(rows, limit=5) == ["toma ratio=0.4", "topi ratio=0.4"]
+    rows = labelled("toma", "toma ratio=0.6", "topi tau=0.85", "topi tau=0.9", "topi ratio=0.5")
+    assert shown_labels(rows, limit=4) == ["toma", "topi tau=0.85"]
+    rows = labelled("topi ratio=0.5 layers=all", "topi ratio=0.5 layers=first", "toma")
+    assert shown_labels(rows, limit=2) == ["toma"]
+
+
+def test_of_the_paper_s_cells_the_methods_are_shown_and_a_cache_comes_last(paper_root):
+    rows = paper_rows(paper_root)
+    methods = ["checker", "random", "toma", "toma_ref", "tomesd", "tomesd_ref", OURS]
+    assert shown_labels(rows) == shown_labels(rows, limit=8) == [*methods, "full cache=teacache"]
+
+
+def test_of_the_paper_s_cells_topi_s_masks_are_shown(paper_root):
+    store, rows = Store(paper_root), paper_rows(paper_root)
+    pictures = gather(store, rows, per_category=1)
+    assert len(pictures) == 4
+    assert all(list(picture.anchors) == [OURS] for picture in pictures)
+    figure = grid(pictures[:1])
+    titles = [ax.get_title() for ax in figure.axes]
+    plt.close(figure)
+    assert {"step 2: 62%", "step 22: 38%"} <= set(titles)
+    steps = keep_ratios(store, rows[rows["label"].isin(shown_labels(rows))])
+    assert set(steps["label"]) == {OURS}
+    cached = rows["label"] == f"{OURS} cache=teacache"  # has masks too, and skipped steps
+    assert cached.any() and keep_ratios(store, rows[cached]).empty
+
+
+def test_headings_of_a_grid_are_wrapped(store_root):
+    store = Store(store_root)
+    (picture, *_) = gather(store, store.rows(), per_category=1)
+    long = "toma_ref ratio=0.25 merge_every=1"
+    outputs = {long: picture.full}
+    figure = grid([replace(picture, outputs=outputs, anchors={}, psnr={long: 30.0})])
+    titles = [ax.get_title() for ax in figure.axes]
+    plt.close(figure)
+    assert "toma_ref ratio=0.25\nmerge_every=1\n30.0 dB" in titles
 
 
 def test_gather_takes_the_first_samples_of_each_category(store_root):

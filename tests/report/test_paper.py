@@ -14,15 +14,29 @@ from PIL import Image
 
 from topi.errors import ToPiError
 from topi.report import build
+from topi.report.artefacts import OURS
 from topi.report.export import export, published
-from topi.report.paper import BUILDERS, CAPTIONS, FIGURES, NEEDS, build_paper, suites_of
+from topi.report.figures import grid, keep_ratio_by_step, quality_against_speed
+from topi.report.gallery import gather, keep_ratios
+from topi.report.paper import (
+    ATTENTION,
+    BUILDERS,
+    CAPTIONS,
+    FIGURES,
+    NEEDS,
+    build_paper,
+    suites_of,
+)
 from topi.report.paper_figures import shown_samples
 from topi.report.sheet import Block, Tile, draw
 from topi.report.suite import suites
+from topi.report.tables import quality_table
+from topi.results.probe import load_probes
 from topi.results.store import Store
 
 matplotlib.use("Agg")
 ROOT = Path(__file__).resolve().parents[2]
+OF_THE_PAGE = ("grid", "keep_ratio", "quality_speed")
 
 
 @pytest.fixture(scope="module")
@@ -83,26 +97,24 @@ def test_the_sizes_of_figures_fit_a_page(built):
             assert image.height <= 1.4 * image.width, name
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_no_text_overlaps(paper_root, name):
-    store = Store(paper_root)
-    figure = FIGURES[name](store, suites_of(name, suites(store)))
-    figure.canvas.draw()
-    texts = [*figure.texts, *(t for legend in figure.legends for t in legend.get_texts())]
-    for ax in figure.axes:
-        if ax.axison:
-            low, high = ax.get_xlim()
-            ticks = ax.get_xticklabels()
-            texts += [ax.title, ax.xaxis.label, ax.yaxis.label]
-            texts += [tick for tick in ticks if low <= tick.get_position()[0] <= high]
-        texts += ax.texts
-    boxes = [t.get_window_extent() for t in texts if t.get_text() and t.get_visible()]
-    plt.close(figure)
-    assert len(boxes) > 5
-    for number, one in enumerate(boxes):
-        assert figure.bbox.x0 - 1 <= one.x0
-        assert one.x1 <= figure.bbox.x1 + 1
-        assert not any(one.overlaps(other) for other in boxes[number + 1 :]), texts[number]
+def drawn(name, store):
+    """A figure of the paper or of the page, by its name."""
+    found = suites(store)
+    if name in FIGURES:
+        return FIGURES[name](store, suites_of(name, found))
+    if name in ATTENTION:
+        return ATTENTION[name](load_probes(store.root)[0])
+    rows = store.rows(found[0].cells)
+    if name == "grid":
+        return grid(gather(store, rows, per_category=1))
+    if name == "keep_ratio":
+        return keep_ratio_by_step(keep_ratios(store, rows[rows["label"].str.match("topi tau")]))
+    return quality_against_speed(quality_table(rows, store.latency(found[0].cells)))
+
+
+@pytest.mark.parametrize("name", [*FIGURES, *ATTENTION, *OF_THE_PAGE])
+def test_no_text_overlaps(paper_root, name, check_texts):
+    check_texts(drawn(name, Store(paper_root)))
 
 
 def test_a_figure_shows_only_samples_with_every_picture(tmp_path, write_cell):
@@ -115,6 +127,69 @@ def test_a_figure_shows_only_samples_with_every_picture(tmp_path, write_cell):
     assert shown_samples(store, runs) == [f"eval-{i:03d}" for i in range(4)]
     (cell / "images" / "eval-001.png").unlink()
     assert shown_samples(store, runs) == ["eval-000", "eval-005", "eval-002", "eval-003"]
+
+
+def test_figure_6_says_what_computed_calls_kept(paper_root):
+    figure = drawn("fig6", Store(paper_root))
+    texts = [text.get_text() for text in figure.texts]
+    plt.close(figure)
+    assert {
+        "ToPi\n1.22×\nkeeps 60%",
+        "TeaCache\n1.85×\nkeeps 100%",
+        "both\n2.05×\nkeeps 60%",
+    } <= set(texts)
+    assert "that were computed" in CAPTIONS["fig6"][1]
+
+
+def test_a_note_stands_below_its_picture(paper_root):
+    figure = drawn("fig10", Store(paper_root))
+    figure.canvas.draw()
+    notes = [text for text in figure.texts if re.fullmatch(r"= full|[\d.]+ dB", text.get_text())]
+    boxes = [ax.get_window_extent() for ax in figure.axes]
+    assert len(notes) == 2 * 4 * 7 and all(note.get_fontsize() >= 6.5 for note in notes)
+    for note in notes:
+        assert not any(note.get_window_extent().overlaps(box) for box in boxes), note
+    plt.close(figure)
+
+
+def test_axes_have_units_and_infinity_its_place(paper_root):
+    store = Store(paper_root)
+    figure = drawn("fig10_curve", store)
+    psnr, *others = figure.axes
+    assert psnr.get_title() == "PSNR↑ (dB)" and others[-1].get_title() == "FLOP-ideal↑ (×)"
+    assert {ax.get_xlim() for ax in others} == {psnr.get_xlim()}
+    assert [(t.get_text(), t.get_position()[0]) for t in psnr.texts] == [("∞", 1.0)]
+    assert not any(ax.texts for ax in others)
+    plt.close(figure)
+    figure = drawn("fig11", store)
+    assert figure.axes[0].get_title().startswith("PSNR↑ (dB)\nΔ")
+    plt.close(figure)
+
+
+def test_figure_7_takes_its_headings_from_a_sample_with_masks(tmp_path, write_cell):
+    cell = write_cell(tmp_path, "kontext_standin", OURS)
+    (cell / "masks" / "eval-003.json").unlink()  # the last that would be shown
+    store = Store(tmp_path)
+    figure = drawn("fig7", store)
+    texts = [text.get_text() for text in figure.texts]
+    plt.close(figure)
+    assert [t for t in texts if t.startswith("kept at")] == [
+        f"kept at\nt = {t}" for t in (26, 16, 6)
+    ]
+    assert not [text for text in texts if text.startswith("Local edit")]
+
+
+def test_figure_9_shows_four_samples_of_the_one_category_there_is(paper_root, tmp_path):
+    for root in (paper_root, export(paper_root, tmp_path / "small")):
+        store = Store(root)
+        figure = drawn("fig9", store)
+        captions = [t.get_text() for t in figure.texts if t.get_text().startswith("Visual edit: ")]
+        plt.close(figure)
+        assert len(captions) == 4
+        assert {caption.split("“")[1].split()[0] for caption in captions} == {
+            "visual_reference",
+            "visual_material_transfer",
+        }
 
 
 def test_tiles_of_a_row_are_equally_high():

@@ -13,6 +13,7 @@ from topi.report.flops_table import by_formula, counted, flops_table, reduction
 from topi.report.paper_tables import (
     at_speed,
     curve_points,
+    curve_table,
     equal_speed,
     equal_speed_table,
     overhead,
@@ -183,6 +184,51 @@ def test_best_are_bold_ties_included(found):
     merge = sheet_table(TABLE4, found["kontext_standin"])
     assert number(merge, "all", "Prune", "psnr")["best"]
     assert not number(merge, "all", "Merge", "psnr")["best"]
+
+
+def text_of(table, category, method, heading):
+    """What stands in the row of a method, below a heading."""
+    first = ""
+    for row in table.rows:
+        first = row[0].text or first
+        if (first, row[1].text) == (category, method):
+            return row[table.headings.index(heading)].text
+    raise AssertionError((category, method))
+
+
+def test_a_speed_of_one_timed_sample_looks_like_one(found):
+    """The fixture times four samples, one of each category, three times."""
+    table = sheet_table(TABLE1, found["kontext_standin"])
+    speeds = table.frame[table.frame["metric"] == "speedup"]
+    assert set(speeds.loc[speeds["best"], "category"]) == {"all"}
+    assert text_of(table, "Local edit", "ToMA", "Measured↑") == "1.10× (n=1)"
+    assert text_of(table, "All categories", "ToMA", "Measured↑") == "1.10× [1.10, 1.10]"
+    said = "12 pairs of runs on 4 samples"
+    for each in (table, curve_table(found["kontext_standin"])):
+        assert said in to_markdown(each)
+    assert said in to_markdown(equal_speed_table(found["kontext_standin"]))
+    assert "12 on 4 samples" in to_markdown(overhead_table(found["kontext_standin"]))
+
+
+def test_a_method_that_merges_says_how_much(found):
+    table = sheet_table(TABLE1, found["kontext_standin"])
+    kept = {row[1].text: row[table.headings.index("Kept")].text for row in table.rows}
+    assert kept["ToMeSD"] == kept["ToMeSD*"] == "merges 50%"
+    assert kept["ToMA"] == kept["ToMA*"] == "merges 50%, 36% of calls"  # 10 of 28 steps
+    assert kept["ToPi τ=0.85"] == "0.60"
+    curves = curve_table(found["kontext_standin"])
+    at = curves.headings.index("Kept")
+    curve = {row[1].text: row[at].text for row in curves.rows}
+    assert curve["toma ratio=0.25 merge_every=1"] == "merges 25%"
+    assert curve["tomesd ratio=0.75"] == "merges 75%"
+
+
+def test_curves_name_the_cells_behind_them(found):
+    suite = found["kontext_standin"]
+    assert "- toma: `kontext_standin-toma-feed`" in to_markdown(curve_table(suite))
+    text = to_markdown(equal_speed_table(suite))
+    assert "- Checkerboard: `kontext_standin-checker-feed`" in text
+    assert "`kontext_standin-topi-tau-0.85-feed`" in text
 
 
 def test_latex_is_ascii_and_balanced(found):

@@ -8,8 +8,10 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 
+from topi.report.figures import curve, cut_note, method_style, speed_axis
 from topi.report.paper import FIGURES
 from topi.report.pareto import LEVELS, family, leaderboard, on_front, pareto, pareto_points
 from topi.report.suite import suites
@@ -101,12 +103,67 @@ def test_the_figure_draws_the_front(paper_root, suite):
     points = pareto_points(suite)
     pooled = points[(points["category"] == "all") & np.isfinite(points["psnr"])]
     for ax, name in ((ideal, "flop_speedup"), (measured, "speedup")):
-        front = next(line for line in ax.lines if line.get_markersize() == 7)
+        front = next(line for line in ax.lines if line.get_markersize() == 8)
         on = pooled[on_front(pooled[name], pooled["psnr"])].sort_values(name)
         assert front.get_xdata().tolist() == on[name].tolist()
         assert front.get_ydata().tolist() == on["psnr"].tolist()
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == [*sorted(set(pooled["method"])), "Pareto front"]
+    plt.close(figure)
+
+
+def test_topi_is_black_and_no_two_methods_look_alike(suite):
+    names = sorted(set(pareto_points(suite)["method"]))
+    names += [f"{m}, {v}" for m in ("sdtm", "dato", "regione") for v in ("a=1", "a=2", "a=3")]
+    names += ["ref_kv", "fewer_steps", "magcache", "topi_kv", "topi + magcache", "downscaled_ref"]
+    styles = method_style(names)
+    looks = [(style["color"], style["marker"]) for style in styles.values()]
+    assert len(set(looks)) == len(names) > 20
+    black = [name for name in names if styles[name]["color"] == "black"]
+    assert black == [name for name in names if name.startswith("topi")]
+    assert styles["toma"]["color"] == styles["toma_ref"]["color"] != styles["tomesd"]["color"]
+    assert styles["topi"]["zorder"] > 2 and styles["topi + teacache"]["linestyle"] == "--"
+
+
+def points_at(*speeds, ends=None):
+    """Points of a curve at these speeds, whose intervals end at `ends`."""
+    high = np.array(ends or speeds, float)
+    frame = pd.DataFrame({"flop_speedup": speeds, "speedup": speeds, "speedup_high": high})
+    return frame.assign(speedup_low=frame["speedup"], psnr=30.0, psnr_low=29, psnr_high=31, timed=4)
+
+
+@pytest.mark.parametrize(
+    ("speeds", "labels"),
+    [
+        ((1.05, 1.9), ["1×", "1.2×", "1.4×", "1.6×", "1.8×", "2×"]),
+        ((1.1, 12), ["1×", "1.5×", "2×", "3×", "5×", "10×"]),
+        ((0.8, 60), ["1×", "2×", "5×", "10×", "20×", "50×"]),
+        ((1.0,), ["1×"]),
+    ],
+)
+def test_the_axis_of_speed_is_logarithmic_with_plain_ticks(speeds, labels):
+    figure, ax = plt.subplots()
+    speed_axis(ax, points_at(*speeds), "speedup")
+    figure.canvas.draw()
+    assert ax.get_xscale() == "log"
+    low, high = ax.get_xlim()
+    assert low < min(*speeds, 1) and max(*speeds, 1) < high
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == labels
+    assert not ax.get_xticklabels(minor=True)
+    plt.close(figure)
+
+
+def test_an_interval_far_off_does_not_squeeze_the_points():
+    points = points_at(1.1, 1.2, 1.3, ends=[1.15, 3.27, 1.32])
+    figure, ax = plt.subplots()
+    speed_axis(ax, points, "speedup")
+    curve(ax, points, "speedup", "psnr", color="black")
+    assert ax.get_xlim()[1] < 1.4
+    arrows = [len(each.get_offsets()) for each in ax.collections if len(each.get_paths()) == 1]
+    assert arrows[:2] == [0, 1]  # to the left, to the right
+    assert cut_note(ax, points, "speedup").endswith("to 3.27×")
+    assert not cut_note(ax, points.assign(timed=1), "speedup")  # no interval at all
+    assert not cut_note(ax, points_at(1.1, 1.3), "speedup")
     plt.close(figure)
 
 

@@ -6,8 +6,10 @@ from rich.console import Console
 
 from topi.report.tables import (
     difference_table,
+    notes,
     quality_table,
     sections,
+    timing_note,
     to_latex,
     to_markdown,
     to_rich,
@@ -44,14 +46,15 @@ def rows() -> pd.DataFrame:
     )
 
 
+def timed(label: str, *samples: str, ratio: float = 1.5) -> list[dict]:
+    """Three pairs of runs of each sample."""
+    seconds = {"seconds_full": 2 * ratio, "seconds_method": 2.0}
+    return [{"cell": label, "sample": s, "repeat": r, **seconds} for s in samples for r in range(3)]
+
+
 @pytest.fixture
 def latency() -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {"cell": "toma", "sample": "a", "repeat": r, "seconds_full": 3.0, "seconds_method": 2.0}
-            for r in range(3)
-        ]
-    )
+    return pd.DataFrame(timed("toma", "a"))
 
 
 def line(table: pd.DataFrame, category: str, label: str) -> pd.Series:
@@ -82,7 +85,27 @@ def test_the_best_is_bold_and_full_does_not_compete(rows, latency):
     )
     assert "**∞**" not in markdown
     assert "**18.00**" not in markdown
-    assert "**1.50× [1.50, 1.50]**" in markdown
+
+
+def test_a_speed_of_few_samples_has_no_interval_and_is_not_the_best():
+    labels, samples = ("toma", "topi tau=0.8", "checker"), "abcd"
+    rows = pd.DataFrame([row(s, label, 20.0) for label in labels for s in samples])
+    pairs = [*timed("toma", *samples), *timed("topi tau=0.8", *samples[:3], ratio=1.9)]
+    table = quality_table(rows, pd.DataFrame(pairs))
+    pooled = table[table["category"] == "all"].set_index("label")
+    assert pooled["pairs"].to_dict() == {"checker": 0, "toma": 12, "topi tau=0.8": 9}
+    assert pooled["timed"].to_dict() == {"checker": 0, "toma": 4, "topi tau=0.8": 3}
+    texts = {label: cells[-1] for label, _, cells in sections(table)[-1][1]}
+    assert texts["toma"] == ("1.50× [1.50, 1.50]", True)
+    assert texts["topi tau=0.8"] == ("1.90× (n=3)", False)
+    assert texts["checker"] == ("–", False)
+    assert "9 to 12 pairs of runs on 3 to 4 samples" in "\n".join(notes(table))
+
+
+def test_how_often_was_timed_is_said_in_numbers():
+    assert "1 pair of runs on 1 sample." in timing_note([1, 0, 1], [1, 0, 1])
+    assert "1 to 6 pairs of runs on 1 to 2 samples." in timing_note([1, 6], [1, 2])
+    assert timing_note([0], [0]) == timing_note([], []) == "No run was timed."
 
 
 def test_identical_outputs_are_marked(rows, latency):
@@ -97,7 +120,19 @@ def test_the_console_table_fits_eighty_columns(rows, latency, capsys):
     Console(width=80).print(to_rich(quality_table(rows, latency), "model"))
     printed = capsys.readouterr().out
     assert "…" not in printed
-    assert "1.50× [1.50, 1.50]" in printed
+    assert "1.50× (n=1)" in printed
+
+
+def test_the_console_table_folds_long_names_not_numbers(capsys):
+    label = "toma_ref ratio=0.25 merge_every=1 cache=taylorseer"
+    rows = pd.DataFrame([row(s, label, 20.0 + n) for n, s in enumerate("abcd")])
+    rows.loc[0, "psnr"] = float("inf")
+    Console(width=80).print(to_rich(quality_table(rows, pd.DataFrame(timed(label, *"abcd"))), "m"))
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    for text in ("22.00*", "0.430", "1.20×", "1.50× [1.50, 1.50]"):
+        assert text in printed
+    assert label in " ".join(line[:19].strip() for line in printed.splitlines())
 
 
 def test_latex_is_plain_and_balanced(rows, latency):

@@ -6,6 +6,7 @@ inside its hook, with dynamic lengths, and one graph serves every number of toke
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ def compile(model: Any, dynamic: bool = True, **options: Any) -> Any:
 
     At most one graph per kind of block and attention processor, whatever numbers of tokens come.
     Methods that merge tokens, and the steps and layers at which a method scores, run uncompiled.
+    Blocks whose `forward` is compiled already are compiled anew, with these options.
 
     Args:
         model: a pipeline or its transformer; compiling it again changes nothing.
@@ -62,33 +64,61 @@ def compile(model: Any, dynamic: bool = True, **options: Any) -> Any:
     refuse_frozen_hooks(adapter)
     for block in adapter.blocks:
         if not isinstance(block.forward, CompiledForward):
-            block.forward = CompiledForward(block.forward, dynamic=dynamic, **options)
+            eager = eager_forward(block.forward)
+            block.forward = CompiledForward(eager, dynamic=dynamic, **options)
     return model
 
 
 def eager_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
     """What `forward` runs without compilation."""
-    return getattr(forward, "eager", forward)
+    if isinstance(forward, CompiledForward):
+        return forward.eager
+    return forward._torchdynamo_orig_callable if _is_compiled(forward) else forward
 
 
-def refuse_frozen_hooks(adapter: Adapter, pipeline: Any = None) -> None:
+def refuse_frozen_hooks(adapter: Adapter, pipeline: Any = None, attached: bool = False) -> None:
     """Make sure that hooks on the transformer and its blocks are run at every call.
+
+    Args:
+        attached: the hooks are in place; until then the `forward` of a block may be compiled, as
+            they will be outside of it.
 
     Raises:
         ToPiError: they would be traced.
     """
-    current = getattr(pipeline, "transformer", adapter.transformer)
-    whole = is_compiled_whole(current) or _compiles_its_call(adapter.transformer)
+    transformer = adapter.transformer
+    current = getattr(pipeline, "transformer", transformer)
+    whole = is_compiled_whole(current) or _compiles_its_call(transformer)
+    whole = whole or any(map(_is_compiled, _forwards(transformer)))
     if whole:
         raise ToPiError(
             f"The {type(adapter.transformer).__name__} is compiled as a whole: {ADVICE}."
         )
-    if any(map(_compiles_its_call, adapter.blocks)):
+    around = any(map(_compiles_its_call, adapter.blocks))
+    if attached:
+        around = around or any(_is_compiled(block.forward) for block in adapter.blocks)
+    if around:
         raise ToPiError(
             f"The blocks of this {type(adapter.transformer).__name__} are compiled around their "
-            f"hooks (`compile_repeated_blocks`): {ADVICE}."
+            f"hooks (`compile_repeated_blocks`, or `block.forward = torch.compile(block.forward)` "
+            f"with a method attached): {ADVICE}."
         )
 
 
 def _compiles_its_call(module: nn.Module) -> bool:
     return getattr(module, "_compiled_call_impl", None) is not None
+
+
+def _forwards(module: nn.Module) -> list[Callable[..., Any]]:
+    """Its own `forward`, and that inside accelerate's offloading, if they are not the class's."""
+    return [vars(module)[name] for name in ("forward", "_old_forward") if name in vars(module)]
+
+
+def _is_compiled(forward: Callable[..., Any]) -> bool:
+    """Is it what `torch.compile` made of a function?
+
+    The wrappers of diffusers' and accelerate's hooks copy the attributes of what is inside them,
+    and `torch.compiler.disable` leaves the same mark.
+    """
+    wraps = isinstance(forward, partial) or getattr(forward, "_torchdynamo_disable", False)
+    return not wraps and hasattr(forward, "_torchdynamo_orig_callable")

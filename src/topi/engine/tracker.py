@@ -25,15 +25,16 @@ class StepTracker:
 
     A pipeline that names its branches (`cache_context`, as Qwen does) is believed. Others (Flux
     Kontext) hand the same latents tensor to every branch of a step, so a call with the very tensor
-    of the previous call is the step's next branch. Timesteps fall within a pipeline call; one that
-    does not begins another. As reading a timestep waits for the device, none is read where the
-    objects alone place a call.
+    of the previous call, not written to since, is the step's next branch. Timesteps fall within a
+    pipeline call; one that does not begins another. As reading a timestep waits for the device,
+    none is read where the objects alone place a call.
     """
 
     step: int = -1
     _first: float | None = None  # timestep of step 0
     _timestep: float | Tensor | None = None
     _latents: Tensor | None = None  # held, so that its identity cannot be reused
+    _version: int | None = None  # of the latents
     _positions: dict[str | None, Any] = field(default_factory=dict)  # of each branch with a name
     _schedule: Any = None
     _signature: Any = None
@@ -63,16 +64,19 @@ class StepTracker:
         Returns:
             (this call begins a new pipeline call, step, branch).
         """
-        placed = (
+        version, begins = _version(latents), False
+        known = (
             schedule is not None
             and schedule is self._schedule
             and positions is self._positions.get(context)
             and signature == self._signature
-            # else the next branch, or a step that changed nothing
-            and (context is not None or latents is not self._latents)
         )
-        if placed:
-            begins, same_step = False, context is not None and context not in self._seen
+        if known and context is not None:
+            same_step = context not in self._seen
+        elif known and latents is not self._latents:
+            same_step = False
+        elif known and version is not None and version == self._version:
+            same_step = True
         else:
             timestep = float(timestep)
             self._timestep = None if self._timestep is None else float(self._timestep)
@@ -93,7 +97,8 @@ class StepTracker:
             BRANCHES[len(self._seen)] if len(self._seen) < 2 else f"branch{len(self._seen)}"
         )
         self._seen.append(branch)
-        self._timestep, self._latents, self._schedule = timestep, latents, schedule
+        self._timestep, self._schedule = timestep, schedule
+        self._latents, self._version = latents, version
         self._positions[context], self._signature = positions, signature
         return begins, self.step, branch
 
@@ -108,3 +113,8 @@ class StepTracker:
     def reset(self) -> None:
         """Forget the pipeline call."""
         self.__init__()
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often it has been written to; None: torch does not count."""
+    return None if tensor.is_inference() else tensor._version

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from topi.data import EditSample
 from topi.engine.clock import Span
-from topi.engine.compiling import eager_forward
+from topi.engine.compiling import CompiledForward, eager_forward
+from topi.errors import ToPiError
 from topi.evaluation.flops import FlopCounter
 from topi.evaluation.latency import interleaved
 from topi.methods import Call, CallRecord, Method
@@ -45,14 +46,27 @@ def uncompiled(pipe: Any) -> Iterator[Method]:
     """The full run of a compiled model as it would be without compilation."""
     blocks = adapter_for(pipe).blocks
     compiled = [block.forward for block in blocks]
+
+    def eager(forward: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: eager_forward(forward)(*args, **kwargs)
+
     for block in blocks:
-        block.forward = eager_forward(block.forward)
+        block.forward = eager(block.forward)
     try:
         with Full()(pipe) as method:
             yield method
     finally:
         for block, forward in zip(blocks, compiled, strict=True):
             block.forward = forward
+
+
+def refused(error: ToPiError) -> Attach:
+    """What stands for a method that cannot be built: attaching it says why."""
+
+    def attach(pipe: Any) -> AbstractContextManager[Method]:
+        raise error
+
+    return attach
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,7 @@ class Variant:
         label: unique name of the line.
         method: the name in the registry, or of what it isolates.
         attach: attaches a method to a pipeline, and yields it.
-        keep: the share of tokens that stays, where the method has such a parameter.
+        keep: the share of tokens, or of steps, that stays, where a method has one.
     """
 
     label: str
@@ -74,33 +88,119 @@ class Variant:
 
 @dataclass
 class Run:
-    """One run of a pipeline: its transformer calls and the most device memory held in it."""
+    """One run of a pipeline.
+
+    Args:
+        calls: of the transformer.
+        peak_bytes: the most device memory held in the run; None on a CPU.
+        peak_bytes_transformer: the same while the transformer runs, so without the VAE's own.
+        blocks: how many blocks of a compiled transformer ran, and how many of these uncompiled.
+    """
 
     calls: list[Span] = field(default_factory=list)
     peak_bytes: int | None = None
+    peak_bytes_transformer: int | None = None
+    blocks: tuple[int, int] = (0, 0)
 
     @property
     def transformer(self) -> float:
         """Seconds of all transformer calls."""
         return sum(call.seconds for call in self.calls)
 
+    @property
+    def uncompiled(self) -> float | None:
+        """Share of the blocks that ran uncompiled; None if none is compiled."""
+        count, eager = self.blocks
+        return eager / count if count else None
+
+
+class PeakMemory:
+    """The most device memory held, in all and while the transformer runs; nothing on a CPU.
+
+    The statistics that it reads are the allocator's on the host: it never waits for the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._on_gpu = device.type == "cuda"
+        self.whole = self.transformer = 0 if self._on_gpu else None
+        self._reset()
+
+    def enter(self) -> None:
+        """Before a call of the transformer."""
+        if self._on_gpu:
+            self.whole = max(self.whole, self._read())
+            self._reset()
+
+    def leave(self) -> None:
+        """After it."""
+        if self._on_gpu:
+            self.transformer = max(self.transformer, self._read())
+
+    def stop(self) -> None:
+        """At the end of the run."""
+        if self._on_gpu:
+            self.whole = max(self.whole, self.transformer, self._read())
+
+    def _read(self) -> int:
+        return torch.cuda.max_memory_allocated(self._device)
+
+    def _reset(self) -> None:
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats(self._device)
+
 
 @contextmanager
-def watched(transformer: nn.Module, device: torch.device) -> Iterator[Run]:
-    """Time every call of the transformer, without waiting for it, and watch the device's memory."""
-    run, open_spans = Run(), []
-    before = transformer.register_forward_pre_hook(lambda *_: open_spans.append(Span(device)))
-    after = transformer.register_forward_hook(lambda *_: run.calls.append(open_spans.pop().stop()))
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(device)
+def watched(
+    transformer: nn.Module, device: torch.device, compiled: Sequence[CompiledForward] = ()
+) -> Iterator[Run]:
+    """Time every call of the transformer, without waiting for it, and watch the device's memory.
+
+    Args:
+        compiled: its blocks, as far as they are.
+    """
+    run, open_spans, memory = Run(), [], PeakMemory(device)
+
+    def before(*_: Any) -> None:
+        memory.enter()
+        open_spans.append(Span(device))
+
+    def after(*_: Any) -> None:
+        run.calls.append(open_spans.pop().stop())
+        memory.leave()
+
+    hooks = transformer.register_forward_pre_hook(before), transformer.register_forward_hook(after)
     try:
-        yield run
+        with counted_eager(compiled) as eager:
+            yield run
     finally:
-        before.remove()
-        after.remove()
-    if on_gpu:
-        run.peak_bytes = torch.cuda.max_memory_allocated(device)
+        for hook in hooks:
+            hook.remove()
+    memory.stop()
+    run.peak_bytes, run.peak_bytes_transformer = memory.whole, memory.transformer
+    run.blocks = len(compiled) * len(run.calls), len(eager)
+
+
+@contextmanager
+def counted_eager(compiled: Sequence[CompiledForward]) -> Iterator[list[CompiledForward]]:
+    """Yields a list that gets a compiled block each time that it runs uncompiled."""
+    ran: list[CompiledForward] = []
+    originals = [block.eager for block in compiled]
+
+    def noting(block: CompiledForward, eager: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            ran.append(block)
+            return eager(*args, **kwargs)
+
+        return run
+
+    for block, eager in zip(compiled, originals, strict=True):
+        block.eager = noting(block, eager)
+    try:
+        yield ran
+    finally:
+        for block, eager in zip(compiled, originals, strict=True):
+            block.eager = eager
 
 
 def measure(
@@ -110,6 +210,7 @@ def measure(
     seed: int,
     repeats: int,
     warmup: int = 1,
+    refuse: Callable[[str, str], None] = lambda label, reason: None,
 ) -> Iterator[dict[str, Any]]:
     """Time each variant against the full run, in pairs; variants take turns, so that drift is fair.
 
@@ -117,17 +218,21 @@ def measure(
         sample: what is edited.
         repeats: pairs of each variant.
         warmup: pairs of each variant that are run first and thrown away.
+        refuse: called with the label of a variant that cannot run here, and why; it is left out
+            from then on, and the others go on.
 
     Yields:
         One row per pair as soon as it is measured, as `results.bench` describes it.
     """
     device = editor.pipe._execution_device
     counter = FlopCounter(editor.transformer)
+    forwards = [block.forward for block in adapter_for(editor.pipe).blocks]
+    compiled = [each for each in forwards if isinstance(each, CompiledForward)]
     runs: list[Run] = []
     method: Method | None = None
 
     def edit(sample: EditSample) -> None:
-        with watched(editor.transformer, device) as run:
+        with watched(editor.transformer, device, compiled) as run:
             editor.edit(sample, seed)
         runs.append(run)
 
@@ -140,31 +245,41 @@ def measure(
 
         return attached
 
+    left = list(variants)
     for repeat in range(warmup + repeats):
-        for variant in variants:
-            (pair,) = interleaved(edit, attach(variant), [sample], 1, 0, device)
-            if repeat >= warmup:
-                full, own = runs[-2:]
-                flops = counter.run(method.trace)
-                yield {
-                    "label": variant.label,
-                    "method": variant.method,
-                    "keep": variant.keep,
-                    "repeat": repeat - warmup,
-                    "total_full": pair.seconds_full,
-                    "total_method": pair.seconds_method,
-                    "transformer_full": full.transformer,
-                    "transformer_method": own.transformer,
-                    "peak_bytes_full": full.peak_bytes,
-                    "peak_bytes_method": own.peak_bytes,
-                    "calls": len(own.calls),
-                    "layout": layout_fields(method.trace[0].layout),
-                    "flops_full": flops.full,
-                    "flops_method": flops.method,
-                    **step_seconds(full, own, method.trace),
-                    **stage_seconds(method.trace),
-                }
+        for variant in tuple(left):
             runs.clear()
+            try:
+                (pair,) = interleaved(edit, attach(variant), [sample], 1, 0, device)
+            except (ToPiError, torch.OutOfMemoryError) as error:
+                left.remove(variant)
+                refuse(variant.label, str(error).splitlines()[0])
+                continue
+            if repeat < warmup:
+                continue
+            full, own = runs
+            flops = counter.run(method.trace)
+            yield {
+                "label": variant.label,
+                "method": variant.method,
+                "keep": variant.keep,
+                "repeat": repeat - warmup,
+                "total_full": pair.seconds_full,
+                "total_method": pair.seconds_method,
+                "transformer_full": full.transformer,
+                "transformer_method": own.transformer,
+                "peak_bytes_full": full.peak_bytes,
+                "peak_bytes_method": own.peak_bytes,
+                "peak_bytes_transformer_full": full.peak_bytes_transformer,
+                "peak_bytes_transformer_method": own.peak_bytes_transformer,
+                "uncompiled": own.uncompiled,
+                "calls": len(own.calls),
+                "layout": layout_fields(method.trace[0].full_layout or method.trace[0].layout),
+                "flops_full": flops.full,
+                "flops_method": flops.method,
+                **step_seconds(full, own, method.trace),
+                **stage_seconds(method.trace),
+            }
 
 
 def step_seconds(full: Run, own: Run, trace: Sequence[CallRecord]) -> dict[str, float | None]:

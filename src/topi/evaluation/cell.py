@@ -27,13 +27,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Bench:
-    """What all cells of a model, its data and a seed share."""
+    """What all cells of a model, its data and a seed share; `trim_last`: see `Method.__call__`."""
 
     editor: Editor
     data: Sequence[EditSample]
     metrics: Metrics
     full: FullOutputs
     seed: int
+    trim_last: bool = False
 
 
 def run_quality(
@@ -61,7 +62,7 @@ def run_quality(
                 continue
             full = full_output(bench, sample)
             start = time.perf_counter()
-            with method(bench.editor.pipe, draw_seed(bench.seed, sample.id)):
+            with method(bench.editor.pipe, draw_seed(bench.seed, sample.id), bench.trim_last):
                 image = bench.editor.edit(sample, bench.seed)
             seconds = time.perf_counter() - start
             row = {
@@ -109,7 +110,7 @@ def run_latency(
                 continue
             for pair in interleaved(
                 lambda sample: editor.edit(sample, bench.seed),
-                lambda: method(editor.pipe, draw_seed(bench.seed, sample.id)),  # noqa: B023
+                lambda: method(editor.pipe, draw_seed(bench.seed, sample.id), bench.trim_last),  # noqa: B023
                 [sample],
                 repeats - had,
                 warmup,

@@ -10,7 +10,7 @@ utilisation).
 """
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -71,10 +71,10 @@ class FlopCounter:
 
     def _count(self, record: CallRecord) -> int:
         inputs = self._adapter.inputs(record.layout, record.batch, torch.device("meta"))
-        replay = Replay(self._adapter, record)
-        with replay.attached(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        replay, counter = Replay(self._adapter, record), FlopCounterMode(display=False)
+        with alike_once(replay, counter) as others, replay.attached(), torch.no_grad(), counter:
             self._adapter.transformer(**inputs)
-        return counter.get_total_flops()
+        return counter.get_total_flops() + sum(others)
 
 
 class Replay(Session):
@@ -94,6 +94,47 @@ class Replay(Session):
             self.rows = torch.empty(record.n_image, dtype=torch.long, device=device)
         yield
         self._clear_call()
+
+    def inside(self, layer: int) -> tuple:
+        """What decides the shapes in a block beside those of its states."""
+        record, beside = self._record, self.beside
+        stored = record.stored.get(layer)
+        kept_aside = None if beside is None else beside[0].shape[1]
+        return record.merged.get(layer), stored, kept_aside, self.call.alone
+
+
+@contextmanager
+def alike_once(replay: Replay, counter: FlopCounterMode) -> Iterator[list[int]]:
+    """Run one of the blocks whose work has the same shapes, which takes a tenth of the time.
+
+    Yields:
+        The FLOPs of the blocks that did not run, one after the other.
+    """
+    known: dict[tuple, int] = {}
+    others: list[int] = []
+
+    def once(layer: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(**kwargs: Any) -> tuple[Tensor, Tensor]:
+            states = kwargs["encoder_hidden_states"], kwargs["hidden_states"]
+            shapes = (*(each.shape for each in states), replay.inside(layer))
+            if (key := (type(block_of[layer]), *shapes)) in known:
+                others.append(known[key])
+                return states
+            before = counter.get_total_flops()
+            result = forward(**kwargs)
+            known[key] = counter.get_total_flops() - before
+            return result
+
+        return run
+
+    block_of = replay.adapter.blocks
+    for layer, block in enumerate(block_of):
+        block.forward = once(layer, block.forward)
+    try:
+        yield others
+    finally:
+        for block in block_of:
+            del block.forward
 
 
 class ShapesOf:

@@ -1,6 +1,7 @@
 """Keys and values of reference tokens, kept from anchor steps for the steps in between."""
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,6 +16,12 @@ def take(pair: Pair, rows: Tensor) -> Pair:
     """A pair of [B, n, H, D] to those of some rows [m]: [B, m, H, D]."""
     key, value = pair
     return key[:, rows], value[:, rows]
+
+
+@lru_cache(maxsize=8)
+def every(n: int) -> Tensor:
+    """All indices below `n`; the same tensor each time, which the engine looks at once."""
+    return torch.arange(n)
 
 
 @dataclass
@@ -79,7 +86,7 @@ class KVReuse(AnchorSchedule):
 
     def seen(self, call: Call) -> Tensor:
         """Reference tokens in store that the target attends to: ascending indices."""
-        return torch.arange(call.layout.n_reference)
+        return every(call.layout.n_reference)
 
     def fills_store(self, call: Call) -> bool:
         """Does the call compute what is to be stored?"""

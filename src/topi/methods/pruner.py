@@ -40,6 +40,15 @@ def multiple_of(count: Tensor, multiple: int) -> Tensor:
     return -(-count // multiple) * multiple
 
 
+def complement(rows: Tensor, n: int) -> Tensor:
+    """The indices below `n` that are not among `rows` [K], ascending: [n - K].
+
+    Their number is known, so that nothing is read from the device to find them.
+    """
+    taken = torch.zeros(n, dtype=torch.uint8, device=rows.device).scatter_(0, rows, 1)
+    return taken.argsort(stable=True)[: n - len(rows)]
+
+
 def merge_into_nearest(states: Tensor, kept: Tensor) -> Tensor:
     """Average every dropped token into the kept one it resembles most (section 5.3, Table 4).
 
@@ -53,9 +62,8 @@ def merge_into_nearest(states: Tensor, kept: Tensor) -> Tensor:
     Returns:
         [B, K, D], in the order of `kept`.
     """
-    is_dropped = torch.ones(states.shape[1], dtype=torch.bool, device=states.device)
-    is_dropped[kept] = False
-    keepers, dropped = states[:, kept].float(), states[:, is_dropped].float()
+    keepers = states[:, kept].float()
+    dropped = states[:, complement(kept, states.shape[1])].float()
     unit = torch.nn.functional.normalize
     nearest = (unit(dropped, dim=-1) @ unit(keepers, dim=-1).mT).argmax(-1, keepdim=True)
     sums = keepers.scatter_add(1, nearest.expand_as(dropped), dropped)

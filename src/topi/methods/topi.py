@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from topi.engine.attention import output_change, reference_attention
+from topi.engine.attention import output_change, own_rows, reference_attention
 from topi.errors import ToPiError
 from topi.methods.base import Call, check_layers, check_one_of, check_share
 from topi.methods.pruner import (
@@ -181,6 +181,8 @@ class ToPi(ReferencePruner):
     _scores: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
     _scored_step: int | None = field(default=None, init=False, repr=False, compare=False)
     _kept: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _branches: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    _unsettled: Call | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -217,10 +219,15 @@ class ToPi(ReferencePruner):
     def reset(self) -> None:
         """Drop scores and masks."""
         self._scores, self._scored_step, self._kept = {}, None, {}
+        self._branches, self._unsettled = set(), None
 
     def begin(self, call: Call) -> None:
         """On a new anchor, start the scores anew."""
         super().begin(call)
+        if self._unsettled is not None and call.step != self._scored_step:
+            self._branches = {*self._scores}  # another has left
+            self._settle()
+        self._branches.add(call.branch)
         if call.record.anchor and call.step != self._scored_step:
             self._scores, self._scored_step = {}, call.step
 
@@ -236,6 +243,7 @@ class ToPi(ReferencePruner):
         self, call: Call, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> None:
         """Eq. 9, Algorithm 1 lines 11-13: add up one representative layer's scores."""
+        own_rows(query, key)  # the layer's own work, and not to be timed as scoring
         with call.timed("scoring_seconds"), torch.no_grad():
             scores = SCORES[self.score](query, key, value, call.layout, mask)
             if self.normalise_layers:
@@ -247,20 +255,38 @@ class ToPi(ReferencePruner):
         self._scores[call.branch] = self._scores.get(call.branch, 0) + scores
 
     def end(self, call: Call) -> None:
-        """Algorithm 1 lines 14-16: from an anchor's scores to the mask of the steps after it."""
+        """Algorithm 1 lines 14-16: from an anchor's scores to the mask of the steps after it.
+
+        Branches that share a mask wait for the last of them, so that an anchor step reads once.
+
+        Raises:
+            ToPiError: no layer was seen.
+        """
         if not self._scores_now(call):
             return
+        if call.branch not in self._scores:
+            raise ToPiError(
+                f"Step {call.step} was to score the references in layers {sorted(self._layers)}, "
+                "but none of them showed its attention. If they are compiled, undo that, and when "
+                "all else is done to the pipeline, compile it with `topi.compile(pipe)`."
+            )
+        self._unsettled = call
+        if self.cfg_mask != "shared" or self._branches <= self._scores.keys():
+            self._settle()
+
+    def _settle(self) -> None:
+        call, self._unsettled = self._unsettled, None
         with call.timed("selection_seconds"):
-            self._kept[self._mask_of(call.branch)] = self.chosen(call, self._scores)
+            self.settle(call)
 
-    def chosen(self, call: Call, scores: Mapping[str, Tensor]) -> Tensor:
-        """The tokens to keep after an anchor: see `of_batch`.
+    def settle(self, call: Call) -> None:
+        """Choose after an anchor whose scores are complete."""
+        scores = self.combined(call, self._scores)
+        self._kept[self._mask_of(call.branch)] = self.chosen(scores, call.layout)
 
-        Args:
-            scores: [B, |C|] of each branch.
-        """
-        combined = self.combined(call, scores)
-        return self.of_batch(self.choose(combined, call.layout), combined)
+    def chosen(self, scores: Tensor, layout: Layout) -> Tensor:
+        """The tokens to keep by scores [B, |C|]: see `of_batch`."""
+        return self.of_batch(self.choose(scores, layout), scores)
 
     def combined(self, call: Call, scores: Mapping[str, Tensor]) -> Tensor:
         """The scores [B, |C|] that go into the call's mask: those of all branches, normalised."""
@@ -279,9 +305,12 @@ class ToPi(ReferencePruner):
             most = multiple_of(masks.sum(-1).amax(), self.round_to)
             own = filled_up(masks, self._preference(scores), most)
             return own.cpu().nonzero()[:, 1].view(len(masks), -1)
-        mask = round_up(masks.any(0), self._preference(scores.sum(0)), self.round_to)
         # the only value that leaves the device, as the rows of the next steps hang on it
-        return mask.cpu().nonzero().flatten()
+        return self.union(masks, scores).cpu().nonzero().flatten()
+
+    def union(self, masks: Tensor, scores: Tensor) -> Tensor:
+        """`of_batch` with one mask for all samples, as boolean [|C|] on the device."""
+        return round_up(masks.any(0), self._preference(scores.sum(0)), self.round_to)
 
     def choose(self, scores: Tensor, layout: Layout, mass: Tensor | None = None) -> Tensor:
         """The tokens to keep of each sample, from its scores [B, |C|]: boolean [B, |C|].

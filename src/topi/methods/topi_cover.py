@@ -42,6 +42,7 @@ class ToPiCover(ToPi):
     radius: int = 1
     damping: float = 0.1
     redraw: str = "step"
+    _latents: Tensor | None = field(default=None, init=False, repr=False, compare=False)
     _weights: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
     _near: list[list[Neighbourhood]] = field(
         default_factory=list, init=False, repr=False, compare=False
@@ -64,22 +65,37 @@ class ToPiCover(ToPi):
         """Is the choice by coverage, or ToPi's own?"""
         return True
 
+    @property
+    def draws(self) -> bool:
+        """Does it choose between anchors, on the host?"""
+        return self.covers
+
     def reset(self) -> None:
         """Also drop what the masks come from."""
         super().reset()
-        self._weights, self._near, self._used, self._turn = {}, [], {}, {}
+        self._latents, self._weights, self._near = None, {}, []
+        self._used, self._turn = {}, {}
+
+    def begin(self, call: Call) -> None:
+        """Take the references to the host; they do not change in a pipeline call."""
+        super().begin(call)
+        if self.draws and self._latents is None:
+            self._latents = call.latents[:, call.layout.n_target :].cpu()
 
     def end(self, call: Call) -> None:
-        """At an anchor, hold the scores from which the masks of the steps after it are made."""
-        if not self.covers:
-            super().end(call)
-        if self._scores_now(call):
+        """See who is near whom while the device still works on the first call."""
+        super().end(call)
+        if self.draws and not self._near:
             with call.timed("selection_seconds"):
-                weights = self.combined(call, self._scores).cpu()
-                self._weights[self._mask_of(call.branch)] = weights
-                if not self._near:  # references do not change in a pipeline call
-                    latents = call.latents[:, call.layout.n_target :].cpu()
-                    self._near = [self._neighbourhoods(each, call.layout) for each in latents]
+                self._near = [self._neighbourhoods(each, call.layout) for each in self._latents]
+
+    def settle(self, call: Call) -> None:
+        """After an anchor, hold the scores from which the masks of the steps after it are made."""
+        scores, mask = self.combined(call, self._scores), self._mask_of(call.branch)
+        if self.draws:
+            scores = self._weights[mask] = scores.cpu()
+        if not self.covers:
+            self._kept[mask] = self.chosen(scores, call.layout)
 
     def _neighbourhoods(self, latents: Tensor, layout: Layout) -> list[Neighbourhood]:
         """Of each reference image of a sample, whose latents are [|C|, C]."""

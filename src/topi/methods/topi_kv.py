@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from topi.engine.transfer import send, send_all
 from topi.errors import ToPiError
 from topi.methods.base import Call, check_one_of, check_share, check_whole
 from topi.methods.kv_store import KVReuse, KVStore, Pair, take
@@ -21,9 +22,11 @@ from topi.models import Layout, ModelFacts
 SELECTIONS = ("top", "cover")
 
 
-def coarse_grid(grid: tuple[int, int], stride: int) -> Tensor:
+def coarse_grid(grid: tuple[int, int], stride: int, device: torch.device | None = None) -> Tensor:
     """Every `stride`-th token along rows and columns, from the middle of the first cell on: [n]."""
-    rows, columns = (torch.arange(min(stride // 2, size - 1), size, stride) for size in grid)
+    rows, columns = (
+        torch.arange(min(stride // 2, size - 1), size, stride, device=device) for size in grid
+    )
     return (rows[:, None] * grid[1] + columns).flatten()
 
 
@@ -46,7 +49,8 @@ class ToPiKV(KVReuse, ToPiCover):
         extrapolate: carry keys and values on linearly in the timestep, from the two latest steps
             that ran in full; False: as they were.
         drift: an anchor comes when the target's keys in the scored layers have changed by more
-            than this (mean absolute, relative) since the last one, not every `update_every` steps.
+            than this (mean absolute, relative) since the last one, not every `update_every` steps;
+            to see it, every step waits for the device in each scored layer.
     """
 
     variants: ClassVar = {"topi_kv": {}}
@@ -63,7 +67,7 @@ class ToPiKV(KVReuse, ToPiCover):
     _times: dict[str, list[float]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
-    _seen: dict[str, dict[int, Tensor]] = field(
+    _seen: dict[str, tuple[Tensor, dict[int, Tensor]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
     _layer_scores: dict[int, dict[str, Tensor]] = field(
@@ -77,7 +81,7 @@ class ToPiKV(KVReuse, ToPiCover):
     )
     _due: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
     _renewed: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _live: dict[str, tuple[int, Tensor]] = field(
+    _live: dict[str, tuple[int, Tensor, Tensor]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -99,6 +103,11 @@ class ToPiKV(KVReuse, ToPiCover):
     def covers(self) -> bool:
         """By `selection`."""
         return self.selection == "cover"
+
+    @property
+    def draws(self) -> bool:
+        """Also to say which tokens live."""
+        return self.covers or self.live > 0
 
     def prepare(self, model: ModelFacts) -> None:
         """Every layer that stores is scored where each has tokens of its own."""
@@ -140,9 +149,10 @@ class ToPiKV(KVReuse, ToPiCover):
         """Store what live tokens are now, and see how far the target's keys have drifted."""
         super().attend(call, layer, query, key, value, mask)
         if (live := self.live_tokens(call)) is not None and layer >= self.front_layers:
-            n, pair = len(live), self._store.get(call.branch, layer)
+            rows = self._live[self._mask_of(call.branch)][2]
+            pair = self._store.get(call.branch, layer)
             for stored, new in zip(pair, (key, value), strict=True):
-                stored[:, live.to(stored.device)] = new[:, -n:]
+                stored[:, rows] = new[:, -len(live) :]
         if self.drift is None or layer not in self._layers or call.step < self.first_anchor:
             return
         targets = key[:, call.layout.targets]
@@ -157,23 +167,28 @@ class ToPiKV(KVReuse, ToPiCover):
         if self.per_layer:
             self._layer_scores.setdefault(layer, {})[call.branch] = scores
 
-    def end(self, call: Call) -> None:
+    def settle(self, call: Call) -> None:
         """Choose the tokens of each layer, where these differ."""
-        super().end(call)
-        if self.per_layer and self._scores_now(call):
-            with call.timed("selection_seconds"):
-                mask = self._mask_of(call.branch)
-                self._layer_kept[mask] = {
-                    layer: self.chosen(call, scores) for layer, scores in self._layer_scores.items()
-                }
-                self._kept[mask] = torch.cat([*self._layer_kept[mask].values()]).unique()
+        if not self.per_layer:
+            super().settle(call)
+            return
+        scores = [self.combined(call, of_layer) for of_layer in self._layer_scores.values()]
+        masks = [self.union(self.choose(each, call.layout), each) for each in scores]
+        weights = [self.combined(call, self._scores)] if self.draws else []
+        read = torch.cat([torch.stack(masks), *weights]).cpu()  # together, to wait only once
+        kept = [mask.nonzero().flatten() for mask in read[: len(masks)]]
+        mask = self._mask_of(call.branch)
+        self._weights[mask] = read[len(masks) :]
+        self._layer_kept[mask] = dict(zip(self._layer_scores, kept, strict=True))
+        self._kept[mask] = torch.cat(kept).unique()
 
     def choose(self, scores: Tensor, layout: Layout, mass: Tensor | None = None) -> Tensor:
         """ToPi's choice, and the coarse grid."""
         kept = super().choose(scores, layout, mass)
         if self.coarse:
             for grid, image in zip(layout.reference_grids, layout.reference_slices, strict=True):
-                kept[:, image.start + coarse_grid(grid, self.coarse)] = True
+                rows = image.start + coarse_grid(grid, self.coarse, kept.device)
+                kept.index_fill_(1, rows, True)
         return kept
 
     def live_tokens(self, call: Call) -> Tensor | None:
@@ -186,37 +201,38 @@ class ToPiKV(KVReuse, ToPiCover):
                 tokens = self.in_turn(
                     mask, call.layout, self._renewed, lambda worth, _: static_set(worth, self.live)
                 )
-                self._live[mask] = call.step, tokens
+                self._live[mask] = call.step, tokens, send(tokens, call.device)
         return self._live[mask][1]
 
     def seen(self, call: Call) -> Tensor:
         """The tokens kept; the others leave the store if they will not be asked for again."""
-        kept = self.kept(call)
-        if (live := self.live_tokens(call)) is not None:
-            kept = torch.cat([kept, live]).unique()
-        if (self.covers and self.redraw == "step") or self.extrapolate or self.live:
-            self._seen[call.branch] = self._rows_of(call, kept)
-        elif call.branch not in self._seen:
-            self._seen[call.branch] = rows = self._rows_of(call, kept)
+        renews = (self.covers and self.redraw == "step") or self.extrapolate or self.live
+        if renews or call.branch not in self._seen:
             pairs = self._store.pairs[call.branch]
-            for layer in pairs:
-                pairs[layer] = take(pairs[layer], rows[layer])
-        return torch.cat([*self._seen[call.branch].values()]).unique()
+            self._seen[call.branch] = _, rows = self._seen_by_layers(call, [*pairs])
+            if not renews:
+                pairs |= {layer: take(pair, rows[layer]) for layer, pair in pairs.items()}
+        return self._seen[call.branch][0]
 
-    def _rows_of(self, call: Call, kept: Tensor) -> dict[int, Tensor]:
-        """The tokens that each layer in store keeps."""
-        of_layers = self._layer_kept.get(self._mask_of(call.branch), {})
-        layers = self._store.pairs[call.branch]
-        return {layer: of_layers.get(layer, kept).to(call.device) for layer in layers}
+    def _seen_by_layers(self, call: Call, layers: list[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        """The kept tokens, and on the device those of each layer that the call does not compute."""
+        own = self._layer_kept.get(self._mask_of(call.branch))
+        kept, live = self.kept(call), self.live_tokens(call)
+        if live is not None:
+            kept = torch.cat([kept, live]).unique()
+        sets = [kept] if own is None else [own[layer] for layer in layers]
+        whole = kept if own is None else torch.cat(sets).unique()
+        if live is not None:
+            sets = [each[~torch.isin(each, live)] for each in sets]
+        rows = send_all(sets, call.device)
+        return whole, dict(zip(layers, rows * len(layers) if own is None else rows, strict=True))
 
     def stored(self, call: Call, layer: int, key: Tensor, value: Tensor) -> Pair | None:
         """The kept tokens' pairs, carried on to the time of the call."""
         pair = super().stored(call, layer, key, value)
-        rows = self._seen.get(call.branch, {}).get(layer)
-        if pair is None or rows is None:
+        if pair is None or call.branch not in self._seen:
             return pair
-        if (live := self.live_tokens(call)) is not None:
-            rows = rows[~torch.isin(rows, live.to(rows.device))]
+        rows = self._seen[call.branch][1][layer]
         if pair[0].shape[1] == call.layout.n_reference:
             pair = take(pair, rows)
         before = self._before.get(call.branch, layer)

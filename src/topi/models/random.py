@@ -20,6 +20,7 @@ from diffusers import (
 )
 from torch import nn
 
+from topi.errors import ToPiError
 from topi.models.tiny import (
     TINY_KL,
     TINY_QWEN_VAE,
@@ -110,7 +111,13 @@ def random_pipeline(
 
 
 def weightless(kind: str, scaled_down: bool = False) -> nn.Module:
-    """The transformer of `random_pipeline` on the meta device."""
+    """The transformer of `random_pipeline` on the meta device.
+
+    Raises:
+        ToPiError: its size is not known here.
+    """
+    if kind not in PUBLISHED:
+        raise ToPiError(f"Sizes are known of {', '.join(PUBLISHED)}, not of {kind} yet.")
     size = (SCALED_DOWN if scaled_down else PUBLISHED)[kind]
     cls = FluxTransformer2DModel if kind == "kontext" else QwenImageTransformer2DModel
     with torch.device("meta"):

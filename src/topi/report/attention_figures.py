@@ -15,13 +15,14 @@ from matplotlib.ticker import MaxNLocator
 
 from topi.errors import ToPiError
 from topi.report.attention import PAPER_LIMIT
-from topi.report.figures import STYLE, method_style, save
+from topi.report.figures import STYLE, save, series_style
 from topi.report.tables import categories_of, category_title
 from topi.results.probe import ProbeRun, load_probes
 
 WIDTH = 3.4  # inches, one column
 MASS = r"total attention $\Sigma_j\,S_j$"
 BAND = (10, 90)  # percentiles over samples or tokens
+RANGE = 3  # samples from which on a line has a band
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 
@@ -50,7 +51,7 @@ def mass_by_layer(run: ProbeRun) -> Figure:
     figure, ax = plt.subplots(figsize=(WIDTH, 2.5))
     for layer in run.manifest["layers"]:
         ax.axvspan(layer - 0.45, layer + 0.45, color="0.88", linewidth=0)
-    _lines(ax, frame, "layer", "category", band=True)
+    _lines(ax, frame, "layer", "category")
     _mark_stacks(ax, run.manifest["stacks"])
     ax.set(xlabel="layer", ylabel=MASS, ylim=(0, None))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -89,7 +90,7 @@ def token_relevance(run: ProbeRun, sample: str | None = None) -> Figure:
     _leaders(tokens, relevance, shown)
     order = figure.add_subplot(rows[2], sharex=tokens)
     ranks = run.rank_correlation().assign(all="all samples")
-    _lines(order, ranks, "step", "all", band=True, value="correlation")
+    _lines(order, ranks, "step", "all", value="correlation")
     order.axhline(0, color="0.6", linewidth=0.8)
     order.set(xlabel="denoising step", ylabel="rank corr.\nwith step 0", ylim=(None, 1.03))
     order.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -101,8 +102,8 @@ def token_relevance(run: ProbeRun, sample: str | None = None) -> Figure:
 def mass_by_step(run: ProbeRun) -> Figure:
     """Fig. 3: the references' share of attention over the steps, mean over layers, by task.
 
-    One panel per category, one line per task. The dotted line is what the paper's models stay
-    below.
+    One panel per category, one line per task with the 10 % to 90 % range of its n samples. The
+    dotted line is what the paper's models stay below.
     """
     frame = run.mass.groupby(["category", "task", "sample", "step"], as_index=False)["mass"].mean()
     categories = categories_of(frame)
@@ -110,7 +111,7 @@ def mass_by_step(run: ProbeRun) -> Figure:
     figure, axes = plt.subplots(
         n_rows,
         min(2, len(categories)),
-        figsize=(WIDTH, 0.5 + 2.2 * n_rows),
+        figsize=(WIDTH, 0.5 + 2.6 * n_rows),
         sharex=True,
         sharey=True,
         squeeze=False,
@@ -124,14 +125,14 @@ def mass_by_step(run: ProbeRun) -> Figure:
         ax.legend(
             loc="upper center",
             bbox_to_anchor=(0.5, -0.16),
-            ncols=2,
             fontsize=6.5,
             handlelength=1.6,
-            columnspacing=0.8,
+            labelspacing=0.3,
         )
     for ax in axes.flat[len(categories) :]:
         ax.set_axis_off()
-    axes[0, 0].text(0.4, PAPER_LIMIT, "paper: below", fontsize=6.5, va="bottom", color="0.35")
+    limit = f"paper: below {PAPER_LIMIT}"
+    axes[0, 0].text(0.4, PAPER_LIMIT, limit, fontsize=6.5, va="bottom", color="0.35")
     figure.supxlabel("denoising step", fontsize=9)
     figure.supylabel(MASS, fontsize=9)
     _title(figure, run)
@@ -142,12 +143,13 @@ def _highest(frame: pd.DataFrame) -> float:
     return float(frame.groupby(["category", "task", "step"])["mass"].mean().max())
 
 
-def _lines(
-    ax: Axes, frame: pd.DataFrame, x: str, by: str, band: bool = False, value: str = "mass"
-) -> None:
-    """The mean over samples against `x`, one line per value of `by`."""
+def _lines(ax: Axes, frame: pd.DataFrame, x: str, by: str, value: str = "mass") -> None:
+    """The mean over samples against `x`, one line per value of `by`.
+
+    From `RANGE` samples on with their band: one or two have no range.
+    """
     groups = categories_of(frame) if by == "category" else sorted(frame[by].unique())
-    styles = method_style(groups)
+    styles = series_style(groups)
     for number, group in enumerate(groups):
         table = frame[frame[by] == group].pivot_table(index="sample", columns=x, values=value)
         style, steps = styles[group], table.columns.to_numpy()
@@ -156,13 +158,13 @@ def _lines(
         ax.plot(
             steps,
             table.mean(),
-            label=title,
+            label=f"{title} (n={len(table)})",
             linewidth=1.2,
             markersize=3.6,
             markevery=(number % every, every),
             **style,
         )
-        if band:
+        if len(table) >= RANGE:
             low, high = np.nanpercentile(table, BAND, axis=0)
             ax.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
 

@@ -10,7 +10,7 @@ from typing import Any
 from topi.errors import ToPiError
 from topi.report.artefacts import FIG5, FIG10, OURS, TEACACHE
 from topi.report.paper import NEEDS, labels_of, suites_of
-from topi.report.paper_figures import shown_samples
+from topi.report.paper_figures import SEVERAL, shown_samples
 from topi.report.suite import Run, suites
 from topi.results import files
 from topi.results.bench import load_benches
@@ -27,7 +27,8 @@ def export(root: Path | str, out: Path | str, per_category: int = 1) -> Path:
 
     Rows and timed runs are copied whole, and manifests as `published`; masks of the cells that
     Figure 7 shows; pictures of `per_category` samples of each category, of the cells that figures
-    show; probes with the references of their first sample; benchmarks whole.
+    show, and `SEVERAL` times as many for Figure 9; probes with the references of their first
+    sample; benchmarks whole.
 
     Args:
         root: the folder of a `Store`.
@@ -46,7 +47,7 @@ def export(root: Path | str, out: Path | str, per_category: int = 1) -> Path:
             runs |= {key: run for run in whole.values() for key in run.keys}
             shown = [run for label, run in whole.items() if label in PICTURED]
             if name.startswith("fig") and shown:
-                each = 2 * per_category if name == "fig9" else per_category
+                each = SEVERAL * per_category if name == "fig9" else per_category
                 samples = shown_samples(store, shown, each)
                 pictured += [(key, samples) for run in shown for key in run.keys]
     if not runs:

@@ -4,33 +4,130 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from topi.report.gallery import Picture, draw_difference, draw_mask, side_by_side
-from topi.report.tables import ALL, COLUMNS
+from topi.report.tables import ALL, COLUMNS, FEW
 
 STYLE = Path(__file__).with_name("topi.mplstyle")
-MARKERS = "osD^vPX*"
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
+"""Colours that the colour-blind tell apart (Okabe and Ito, Tol), none of them pale or black."""
+MARKERS = "osD^vPX*<>hp"
+OURS = "topi"
+"""The family that is drawn in black."""
+SPEEDS = (
+    (0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8),
+    (0.4, 0.6, 0.8, 1, 1.2, 1.4, 1.6, 1.8, 2, 2.2, 2.4),
+    (0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 4, 5),
+    (0.3, 0.5, 0.7, 1, 1.2, 1.5, 2, 3, 5, 7, 10, 15, 20),
+    (0.3, 0.5, 1, 1.5, 2, 3, 5, 10, 20, 30, 50),
+    (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100),
+)
+"""Ticks of an axis of speed-ups, from fine to coarse."""
 CELL = 1.45  # inches
+HEADING = 20  # characters of a line above a cell
+
+
+def series_style(
+    names: Sequence[str], family: Callable[[str], str] = str
+) -> dict[str, dict[str, object]]:
+    """Colour of the family of each name, and a marker that no other name of its colour has."""
+    names = list(dict.fromkeys(names))
+    families = [each for each in dict.fromkeys(map(family, names)) if each != OURS]
+    colours = {each: PALETTE[i % len(PALETTE)] for i, each in enumerate(families)}
+    styles: dict[str, dict[str, object]] = {}
+    for number, name in enumerate(names):
+        colour, first = colours.get(family(name), "black"), number % len(MARKERS)
+        taken = {style["marker"] for style in styles.values() if style["color"] == colour}
+        free = [m for m in MARKERS[first:] + MARKERS[:first] if m not in taken]
+        styles[name] = {"color": colour, "marker": (free or MARKERS)[0]}
+    return styles
 
 
 def method_style(methods: Sequence[str]) -> dict[str, dict[str, object]]:
-    """Colour (colour-blind safe) and marker of each method, so that none needs colour alone."""
-    names = list(dict.fromkeys(methods))
-    colours = sns.color_palette("colorblind", len(names))
-    markers = (MARKERS[i % len(MARKERS)] for i in range(len(names)))
-    return {
-        name: {"color": colour, "marker": marker}
-        for name, colour, marker in zip(names, colours, markers, strict=True)
-    }
+    """Styles of methods: variants share a colour and are dashed, ToPi is black and on top.
+
+    A variant has more than a name, as `toma, merge_every=1`, `topi + teacache`.
+    """
+    styles = series_style(methods, lambda name: re.split(r"[\W_]", name.lower())[0])
+    for name, style in styles.items():
+        style["linestyle"] = "--" if re.search("[,+]", name) else "-"
+        if name.lower() == OURS:
+            style["zorder"] = 3
+    return styles
+
+
+def curve(
+    ax: Axes,
+    points: pd.DataFrame,
+    speed: str,
+    score: str,
+    intervals: bool = True,
+    **style: object,
+) -> Artist:
+    """A method through its sweep, with the intervals that `points` has of speed and score.
+
+    In the order of the sweep: measured speeds are noisy and would tangle the line. Intervals of
+    speed that the axis cuts (`speed_axis`, which comes first) end in an arrow.
+    """
+    known = np.isfinite(points[score]) & points[speed].notna()
+    points, bars = points[known].sort_values("flop_speedup"), {}
+    if intervals:
+        bars = {"xerr": _bars(points, speed), "yerr": _bars(points, score)}
+        for side, marker, cut in zip((0, 1), "<>", _cut(ax, points, speed), strict=True):
+            edge = {"transform": ax.get_yaxis_transform(), "clip_on": False, "s": 14}
+            scores = points.loc[cut, score]
+            mark = ax.scatter([side] * len(scores), scores, marker=marker, c=style["color"], **edge)
+            mark.set_in_layout(False)
+    drawn = {"elinewidth": 0.6, "capsize": 1.5, **style}
+    return ax.errorbar(points[speed], points[score], **bars, **drawn)
+
+
+def speed_axis(ax: Axes, points: pd.DataFrame, speed: str, most: int = 7) -> None:
+    """Make the x axis one of speed-ups: logarithmic, as wide as the points need, plain ticks.
+
+    An interval that ends far off, of a pair of runs that something else disturbed, is cut.
+
+    Args:
+        most: ticks that there is room for.
+    """
+    speeds = points[speed]
+    known = np.append(speeds[np.isfinite(speeds)], 1)
+    low, high = np.log(known.min()), np.log(known.max())
+    margin = max(0.1 * (high - low), 0.02)
+    low, high = np.exp([low - margin, high + margin])
+    ladders = [ticks for ticks in SPEEDS if ticks[0] <= low and high <= ticks[-1]]
+    inside = [[t for t in ticks if low <= t <= high] for ticks in ladders or SPEEDS[-1:]]
+    ax.set_xscale("log")
+    ax.set_xlim(low, high)
+    ax.set_xticks(next((ticks for ticks in inside if len(ticks) <= most), inside[-1]))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.axvline(1, color="0.6", linewidth=0.8, linestyle=":")
+
+
+def cut_note(ax: Axes, points: pd.DataFrame, speed: str) -> str:
+    """What to say of intervals that the axis cuts; empty if it cuts none."""
+    if not np.any(_cut(ax, points, speed)):
+        return ""
+    low, high = _interval(points, speed)
+    return f"◂ ▸ interval goes on; ends from {low.min():.3g}× to {high.max():.3g}×"
+
+
+def _cut(ax: Axes, points: pd.DataFrame, speed: str) -> tuple[pd.Series, pd.Series]:
+    """Which intervals of speed go on to the left and to the right of the axis."""
+    (low, high), (left, right) = _interval(points, speed), ax.get_xlim()
+    return low < left, high > right
 
 
 def file_name(text: str) -> str:
@@ -62,10 +159,12 @@ def grid(pictures: Sequence[Picture]) -> Figure:
     darkened.
     """
     labels = list(dict.fromkeys(label for p in pictures for label in p.outputs))
+    headings = {label: textwrap.fill(label, HEADING) for label in labels}
     pruning = any(p.anchors for p in pictures)
     n_rows, n_columns = (4 if pruning else 2), 2 + len(labels)
-    width = CELL * n_columns
-    figure = plt.figure(figsize=(width, len(pictures) * (n_rows * (CELL + 0.22) + 0.45)))
+    width, more = CELL * n_columns, max(text.count("\n") for text in headings.values())
+    height = n_rows * (CELL + 0.22) + 0.45 + 0.13 * more
+    figure = plt.figure(figsize=(width, len(pictures) * height))
     blocks = figure.subfigures(len(pictures), 1, squeeze=False)[:, 0]
     for picture, block in zip(pictures, blocks, strict=True):
         block.suptitle(
@@ -88,7 +187,7 @@ def grid(pictures: Sequence[Picture]) -> Figure:
                 continue
             score = picture.psnr[label]
             score = "equal to full" if np.isinf(score) else f"{score:.1f} dB"
-            _image(axes[0, column], picture.outputs[label], f"{label}\n{score}")
+            _image(axes[0, column], picture.outputs[label], f"{headings[label]}\n{score}")
             _image(axes[1, column], draw_difference(picture.outputs[label], picture.full))
             anchors = picture.anchors.get(label)
             if not anchors:
@@ -124,22 +223,12 @@ def quality_against_speed(table: pd.DataFrame) -> Figure:
     styles = method_style(list(points["method"]))
     for (row, column), ax in np.ndenumerate(axes):
         score, speed = scores[row], speeds[column]
+        speed_axis(ax, points, speed.name)
         for method, group in points.groupby("method", sort=False):
-            # In the order of the sweep; measured speeds are noisy and would tangle the line.
-            group = group[np.isfinite(group[score.name])].sort_values("flop_speedup")
-            ax.errorbar(
-                group[speed.name],
-                group[score.name],
-                xerr=_bars(group, speed.name),
-                yerr=_bars(group, score.name),
-                label=method,
-                capsize=2,
-                elinewidth=0.8,
-                **styles[method],
-            )
-        ax.axvline(1, color="0.6", linewidth=0.8, linestyle=":")
+            curve(ax, group, speed.name, score.name, label=method, **styles[method])
         if row == len(scores) - 1:
-            ax.set_xlabel(f"{speed.title} speed-up over full (×)")
+            note = cut_note(ax, points, speed.name)
+            ax.set_xlabel(f"{speed.title} speed-up over full (×)\n{note}".strip())
         if column == 0:
             unit = " to full (dB)" if score.name == "psnr" else " to full"
             ax.set_ylabel(
@@ -191,5 +280,11 @@ def _remark(axes: np.ndarray, text: str, at: float = 0.95) -> None:
 
 def _bars(group: pd.DataFrame, name: str) -> np.ndarray:
     """Distances from the value to the ends of its interval, `[2, n]`, as `errorbar` wants."""
-    low, high = group[name] - group[f"{name}_low"], group[f"{name}_high"] - group[name]
-    return np.clip(np.stack([low, high]), 0, None)
+    low, high = _interval(group, name)
+    return np.clip(np.stack([group[name] - low, high - group[name]]), 0, None)
+
+
+def _interval(points: pd.DataFrame, name: str) -> tuple[pd.Series, pd.Series]:
+    """Ends of intervals; measured speeds of fewer than `FEW` timed samples have none."""
+    known = (points["timed"] >= FEW) | (name != "speedup")
+    return points[f"{name}_low"].where(known), points[f"{name}_high"].where(known)

@@ -12,6 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from topi.errors import ToPiError
+from topi.report.artefacts import OURS
 from topi.report.tables import categories_of, in_order
 from topi.results.files import read_image
 from topi.results.store import Store
@@ -92,15 +93,32 @@ def side_by_side(images: Iterable[Image.Image]) -> Image.Image:
     return row
 
 
+def on_curve(label: str) -> bool:
+    """Does a label vary nothing but how much is kept?"""
+    return all(word.startswith(("tau=", "ratio=")) for word in label.split()[1:])
+
+
 def shown_labels(rows: pd.DataFrame, limit: int = 5) -> list[str]:
-    """The labels a grid has room for: all up to `limit`, else each method's middle one by speed."""
+    """The labels a grid has room for: all up to `limit`, else one of each method.
+
+    A method stands there with its default setting, ToPi with `OURS`; one that lacks it with the
+    middle by speed of those that vary only how much is kept. Ablations and stacks with a cache
+    never do; a cache by itself comes after the methods.
+    """
     rows = in_order(rows[rows["method"] != "full"])
     labels = list(rows["label"].unique())
     if len(labels) <= limit:
         return labels
-    speeds = rows.groupby(["method", "label"], sort=False)["flop_speedup"].mean().sort_values()
-    middles = {m: g.index[len(g) // 2][1] for m, g in speeds.groupby(level="method")}
-    return [label for label in labels if label in middles.values()]
+    methods, caches = [], []
+    for method, group in rows.groupby("method", sort=False):
+        speeds = group.groupby("label", sort=False)["flop_speedup"].mean().sort_values()
+        default, plain = OURS if method == "topi" else method, list(filter(on_curve, speeds.index))
+        if default in plain:
+            methods.append(default)
+        elif plain:
+            methods.append(plain[len(plain) // 2])
+        caches += [label for label in speeds.index if label == f"full cache={method}"]
+    return methods + caches
 
 
 def gather(store: Store, rows: pd.DataFrame, per_category: int = 2) -> list[Picture]:
@@ -158,7 +176,8 @@ def keep_ratios(store: Store, rows: pd.DataFrame) -> pd.DataFrame:
     """Share of reference tokens that each denoising step computes, for the rows with masks.
 
     An anchor's mask holds from the step after it until the next anchor; anchors and the steps
-    before the first one run on the full context. Branches are lines of their own.
+    before the first one run on the full context. Branches are lines of their own. Samples with
+    skipped calls are left out: which steps a cache skipped is not known here.
 
     Returns:
         Columns `method, label, sample, step, keep_ratio`.
@@ -166,7 +185,8 @@ def keep_ratios(store: Store, rows: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for row in in_order(rows).itertuples():
         path = store.cell(row.cell).path / "masks" / f"{row.sample}.json"
-        anchors = read_anchors(path) if path.is_file() else []
+        whole = path.is_file() and not getattr(row, "skipped_calls", 0) > 0
+        anchors = read_anchors(path) if whole else []
         branches = {anchor.branch for anchor in anchors}
         for branch in sorted(branches):
             at = {anchor.step: anchor.keep_ratio for anchor in anchors if anchor.branch == branch}

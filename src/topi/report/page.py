@@ -17,18 +17,21 @@ from rich.console import Console
 from topi.errors import ToPiError
 from topi.report import figures
 from topi.report.claims import RULES, claim_models, read_notes, to_rich_claims
-from topi.report.gallery import gather, keep_ratios, shown_labels
+from topi.report.gallery import gather, keep_ratios, on_curve, shown_labels
 from topi.report.paper import Paper, build_paper
 from topi.report.tables import (
     ALL,
+    CATEGORIES,
     COLUMNS,
     SCORES,
     category_title,
     difference_table,
+    measured_text,
     notes,
     quality_table,
     sections,
     table_of_many,
+    timing_note,
     to_latex,
     to_markdown,
     to_rich,
@@ -51,12 +54,13 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Shown:
-    """A figure on the page: its PNG as a data URI and what there is to see."""
+    """A figure on the page: its PNG as a data URI, what there is to see, and its only model."""
 
     title: str
     source: str
     caption: str
     wide: bool = False
+    model: str = ""
 
 
 MANY = 100_000
@@ -119,6 +123,7 @@ def build(store_root: Path | str, out_dir: Path | str, per_category: int = 2) ->
     )
     page = out / "index.html"
     content = {"models": models, "columns": COLUMNS, **_paper(paper)}
+    content["categories"] = _category_titles(models, paper)
     page.write_text(environment.get_template("page.html.j2").render(content))
     console.print(to_rich_claims(paper.judged))
     console.print(f"Page: {page}")
@@ -186,11 +191,21 @@ def _paper(paper: Paper) -> dict[str, Any]:
         "claim_models": claim_models(paper.judged),
         "tables": [(table, list(_filled(table.rows))) for table in paper.tables],
         "paper_figures": [
-            Shown(figure.title, data_uri(figure.path), figure.caption, figure.wide)
+            Shown(figure.title, data_uri(figure.path), figure.caption, figure.wide, figure.model)
             for figure in paper.figures
         ],
         "missing": paper.missing,
     }
+
+
+def _category_titles(models: Sequence[Mapping[str, Any]], paper: Paper) -> list[str]:
+    """The categories that the tables of the page have rows of, as the filter offers them."""
+    present = {title for model in models for title, _ in model["sections"]}
+    tables = [table for table in paper.tables if table.headings[0] == "Category"]
+    present |= {row[0].text for table in tables for row in table.rows}
+    ends = [*map(category_title, CATEGORIES), category_title(ALL)]
+    others = sorted(present - {*ends, ""})
+    return [title for title in [*ends[:-1], *others, ends[-1]] if title in present]
 
 
 def _filled(rows: tuple[tuple[Text, ...], ...]) -> Iterator[tuple[str, str, tuple[Text, ...]]]:
@@ -213,8 +228,9 @@ def _section(store: Store, content: Content, folder: Path, per_category: int) ->
     common, own = split_facts({c.key: c.manifest for c in group.cells if c.key in keys})
     labels = rows.drop_duplicates("cell").set_index("cell")["label"]
     counts = rows["cell"].value_counts()
-    shown = rows[rows["label"].isin(shown_labels(rows, SHOWN))]
-    pooled = table[(table["category"] == ALL) & table["label"].isin(shown["label"])]
+    chosen = shown_labels(rows, SHOWN)
+    shown = rows[rows["label"].isin(chosen)]
+    pooled = table[table["category"] == ALL].set_index("label", drop=False).loc[chosen]
     return {
         "name": group.title,
         "model": model,
@@ -241,9 +257,9 @@ def _section(store: Store, content: Content, folder: Path, per_category: int) ->
 
 def _glance(line: pd.Series) -> dict[str, str]:
     """What a method kept, lost and gained, in words."""
-    kept = f"{line['keep_ratio']:.0%} of the reference tokens, averaged over all model calls"
+    kept = f"{line['keep_ratio']:.0%} of the reference tokens, averaged over computed model calls"
     if line["keep_ratio"] == 1:
-        kept = "all reference tokens"
+        kept = "all reference tokens" + f", {line['merges']}" * bool(line["merges"])
     if line["n"] == line["identical"]:
         lost = "nothing: every output equals the full one bit for bit"
     else:
@@ -251,8 +267,8 @@ def _glance(line: pd.Series) -> dict[str, str]:
         lost += f", {line['lpips']:.3f} LPIPS to full" if pd.notna(line["lpips"]) else " to full"
     gained = f"{line['flop_speedup']:.2f}× by counted FLOPs"
     if pd.notna(line["speedup"]):
-        span = f"{line['speedup_low']:.2f} to {line['speedup_high']:.2f}"
-        gained += f", {line['speedup']:.2f}× measured ({span})"
+        names = ("speedup", "speedup_low", "speedup_high", "timed")
+        gained += f", measured {measured_text(*line[[*names]])}"
     return {"label": line["label"], "kept": kept, "lost": lost, "gained": gained}
 
 
@@ -283,23 +299,28 @@ def _figures(store: Store, content: Content, folder: Path, per_category: int) ->
 
     pictures = gather(store, rows, per_category)
     for category in dict.fromkeys(picture.category for picture in pictures):
+        inside = [picture for picture in pictures if picture.category == category]
+        masks = (
+            " and, for pruning methods, the reference tokens kept (gold) and dropped (dark) at the "
+            "first and the last anchor"
+        )
         yield shown(
-            figures.grid([p for p in pictures if p.category == category]),
+            figures.grid(inside),
             f"grid_{category}",
             f"{category_title(category)}: what each method kept and lost",
             "Reference, full-context output and each method's output with its PSNR to the full "
-            "one; below, what was lost and, for pruning methods, the reference tokens kept "
-            "(gold) and dropped (dark) at the first and the last anchor.",
+            f"one; below, what was lost{masks if any(p.anchors for p in inside) else ''}.",
             wide=True,
         )
-    swept = table[table["label"].map(on_curve)]
+    swept = table[(table["category"] == ALL) & table["label"].map(on_curve)]
     if (swept["method"] != "full").any():
         yield shown(
             figures.quality_against_speed(swept),
             "quality_speed",
             "Quality against speed",
             "All categories pooled, one line per method through its sweep, bars are 95 % bootstrap "
-            "intervals. The dotted line is the speed of the full run.",
+            "intervals. The dotted line is the speed of the full run. "
+            + timing_note(swept["pairs"], swept["timed"]),
         )
     few = rows[rows["label"].isin(shown_labels(rows))]
     steps = keep_ratios(store, few)
@@ -311,11 +332,6 @@ def _figures(store: Store, content: Content, folder: Path, per_category: int) ->
             "Mean over samples, band from the 10th to the 90th percentile. Anchor steps run on the "
             "full context.",
         )
-
-
-def on_curve(label: str) -> bool:
-    """Does a label vary nothing but how much is kept?"""
-    return all(word.startswith(("tau=", "ratio=")) for word in label.split()[1:])
 
 
 def split_facts(

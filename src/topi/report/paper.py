@@ -20,11 +20,18 @@ from topi.report.claims import (
     claims_markdown,
     gather_evidence,
     judge_all,
+    read_notes,
 )
 from topi.report.figures import save
 from topi.report.flops_table import flops_table
 from topi.report.paper_figures import FIGURES as PAPER_FIGURES
-from topi.report.paper_tables import curve_table, equal_speed_table, overhead_table, sheet_table
+from topi.report.paper_tables import (
+    curve_table,
+    equal_speed_table,
+    overhead_table,
+    sheet_table,
+    timing,
+)
 from topi.report.pareto import leaderboard, pareto, pareto_categories
 from topi.report.speed import breakdown_table, speed_figure, speed_table, title
 from topi.report.suite import MODELS, Suite, best_suites, suites, weights_of
@@ -62,6 +69,8 @@ ATTENTION: dict[str, Callable[[ProbeRun], object]] = {
     "fig2": token_relevance,
     "fig3": mass_by_step,
 }
+MEASURED = ("table1_curves", "fig6", "pareto", "pareto_categories")
+"""The figures that show measured speed, whose captions say how often it was timed."""
 CAPTIONS = {
     "fig1": (
         "Figure 1. Attention to the reference, layer by layer",
@@ -73,7 +82,8 @@ CAPTIONS = {
     ),
     "fig3": (
         "Figure 3. Total attention to the reference over the steps",
-        "By task; the dotted line is the paper's bound.",
+        "By task, with the number of samples n, and from three on the range of 80 % of them; the "
+        "dotted line is the paper's bound.",
     ),
     "table1_curves": (
         "Quality over speed",
@@ -82,11 +92,13 @@ CAPTIONS = {
     ),
     "fig5": (
         "Figure 5. ToMeSD, ToMA and ToPi",
-        "One sample of each category; in the corner, PSNR to the full-context output.",
+        "One sample of each category; below an output, its PSNR to the full-context one.",
     ),
     "fig6": (
         "Figure 6. ToPi with TeaCache",
-        "Each alone and both; speed-ups over full are measured unless they say ideal.",
+        "Each alone and both; speed-ups over full are measured unless they say ideal. Kept: the "
+        "share of reference tokens in the transformer calls that were computed; those that the "
+        "cache skipped do not count.",
     ),
     "fig7": (
         "Figure 7. The tokens kept at each anchor",
@@ -102,7 +114,7 @@ CAPTIONS = {
     ),
     "fig10_curve": (
         "Figure 10 in numbers",
-        "Means over samples with 95 % intervals.",
+        "Means over samples with 95 % intervals; ∞: every output equals the full one.",
     ),
     "fig11": (
         "Figure 11. The mask renewed every ten steps, or drawn once",
@@ -112,11 +124,12 @@ CAPTIONS = {
     "pareto": (
         "Every method: quality over speed",
         "PSNR to full over FLOP-ideal and measured speed-up, all categories pooled; bars are 95 % "
-        "intervals. Black: settings that no other beats in both.",
+        "intervals. ToPi is black; grey rings: settings that no other beats in both.",
     ),
     "pareto_categories": (
         "Every method: quality over speed, by category",
-        "PSNR to full over the measured speed-up, the FLOP-ideal one where not all was timed.",
+        "PSNR to full over the measured speed-up, the FLOP-ideal one where not all was timed. ToPi "
+        "is black; grey rings: settings that no other beats in both.",
     ),
 }
 """Figure -> its title and caption."""
@@ -124,13 +137,14 @@ CAPTIONS = {
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure that was written."""
+    """A figure that was written; `model` if it is of one alone."""
 
     name: str
     title: str
     caption: str
     path: Path
     wide: bool
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -173,7 +187,7 @@ def build_paper(root: Path | str, out: Path | str) -> Paper:
 def _speed(bench: BenchRun, folder: Path) -> Drawn:
     caption = "Each dot is a method at one share of kept tokens; on the line nothing is lost."
     path = save(speed_figure(bench), folder, f"speed_{bench.key}")
-    return Drawn("speed", title(bench.manifest), caption, path, wide=False)
+    return Drawn("speed", title(bench.manifest), caption, path, False, bench.manifest["model"])
 
 
 def suites_of(name: str, found: Sequence[Suite]) -> list[Suite]:
@@ -217,11 +231,14 @@ def build_figures(
             for probe in probes:
                 model = probe.manifest["model"]
                 path = save(ATTENTION[name](probe), folder, f"{name}_{model}")
-                figures.append(Drawn(name, f"{title}: {model}", caption, path, wide=False))
+                figures.append(Drawn(name, f"{title}: {model}", caption, path, False, model))
             if not probes:
                 missing.append(f"{title}: nothing was recorded of attention, run `topi probe`.")
             continue
         chosen = suites_of(name, found)
+        if name in MEASURED:
+            labels = labels_of(name, chosen)
+            caption += " " + timing(suite.run(label) for suite in chosen for label in labels)
         figure = FIGURES[name](store, chosen) if chosen else None
         if figure is None:
             experiment = name.partition("_")[0]
@@ -247,11 +264,13 @@ def _write_claims(judged: list[Judged], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "claims.md").write_text(claims_markdown(judged))
     claims_frame(judged).to_csv(out / "claims.csv", index=False)
+    notes = read_notes()
     content = [
         {
             name: getattr(each.claim, name)
             for name in ("name", "statement", "where", "test", "remark")
         }
+        | {"looked_into": notes.get(each.claim.name, "")}
         | {
             "findings": {
                 model: {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from math import isinf
 
@@ -12,17 +12,19 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from topi.report.artefacts import CURVES, FIG5, FIG10, FIG11, OURS, TEACACHE
-from topi.report.figures import STYLE, method_style
+from topi.report.figures import STYLE, curve, method_style, series_style, speed_axis
 from topi.report.gallery import Anchor, draw_mask, read_anchors, side_by_side
 from topi.report.paper_tables import curve_points
 from topi.report.sheet import PAGE, Block, Tile, draw
 from topi.report.suite import SCORES, Run, Suite
-from topi.report.tables import CATEGORIES, COLUMNS, category_title
+from topi.report.tables import CATEGORIES, COLUMNS, FEW, category_title
 from topi.results.files import read_image
 from topi.results.store import FullOutputs, Store
 
 STAGES = 4
 """Anchors that Figure 7 shows at most."""
+SEVERAL = 4
+"""Samples per category in Figure 9, whose data are all of one category."""
 
 
 def pictures(store: Store, run: Run, sample: str) -> tuple[Image.Image, Image.Image, Image.Image]:
@@ -98,8 +100,13 @@ def _speed(run: Run) -> str:
     """The speed-up of a run for a heading: measured if it was timed, else FLOP-ideal."""
     measured = run.speedup()
     if measured.n:
-        return f"{measured.value:.2f}×"
+        return f"{measured.value:.2f}×" + f" (n={measured.n})" * (measured.n < FEW)
     return f"{run.mean('flop_speedup').value:.2f}× ideal"
+
+
+def _kept(run: Run) -> str:
+    """The share of reference tokens in the calls that were computed, for a heading."""
+    return f"keeps {run.mean('keep_ratio').value:.0%}"
 
 
 def _sheet(blocks: Sequence[Block | None], abreast: bool = False) -> Figure | None:
@@ -117,13 +124,13 @@ def fig5(store: Store, suites: Sequence[Suite]) -> Figure | None:
 
 
 def fig6(store: Store, suites: Sequence[Suite]) -> Figure | None:
-    """ToPi, TeaCache and both, with their speed-ups."""
+    """ToPi, TeaCache and both, with their speed-ups and the share kept in computed calls."""
     blocks = []
     for suite in suites:
         runs = {name: suite.run(label) for name, label in TEACACHE.items()}
         short = {"ToPi + TeaCache": "both"}
         headings = {
-            name: f"{short.get(name, name)}\n{_speed(run)}"
+            name: f"{short.get(name, name)}\n{_speed(run)}\n{_kept(run)}"
             for name, run in runs.items()
             if run.complete
         }
@@ -142,6 +149,8 @@ def fig7(store: Store, suites: Sequence[Suite]) -> Figure | None:
             if not anchors:
                 continue
             (entry, *_) = run.entries
+            steps = entry.cell.manifest["steps"]
+            stages = [f"kept at\nt = {steps - anchor.step}" for anchor in anchors]
             references = store.full(entry.cell.manifest["full_key"]).references(sample)
             tiles = [Tile(side_by_side(references))]
             for anchor in anchors:
@@ -150,8 +159,6 @@ def fig7(store: Store, suites: Sequence[Suite]) -> Figure | None:
             tiles.append(Tile(pictures(store, run, sample)[2], _score(run, sample)))
             rows.append((_instruction(run, sample), tiles))
         if rows:
-            steps = entry.cell.manifest["steps"]
-            stages = [f"kept at\nt = {steps - anchor.step}" for anchor in anchors]
             blocks.append(Block(suite.model, ["reference", *stages, "ToPi"], rows))
     return _sheet(blocks, abreast=True)
 
@@ -170,7 +177,7 @@ def fig9(store: Store, suites: Sequence[Suite]) -> Figure | None:
     for suite in suites:
         run = suite.run(OURS)
         rows = []
-        for sample in shown_samples(store, [run], per_category=2):
+        for sample in shown_samples(store, [run], per_category=SEVERAL):
             references, full, output = pictures(store, run, sample)
             anchors = anchors_of(run, sample)
             key = run.entries[0].cell.manifest["full_key"]
@@ -197,11 +204,7 @@ def fig10(store: Store, suites: Sequence[Suite]) -> Figure | None:
     blocks = []
     for suite in suites:
         runs = {name: suite.run(label) for name, label in reversed(FIG10.items())}
-        headings = {
-            n: f"{n}\nkeeps {run.mean('keep_ratio').value:.0%}"
-            for n, run in runs.items()
-            if run.complete
-        }
+        headings = {n: f"{n}\n{_kept(run)}" for n, run in runs.items() if run.complete}
         blocks.append(_comparison(store, suite, runs, headings))
     return _sheet(blocks)
 
@@ -209,23 +212,29 @@ def fig10(store: Store, suites: Sequence[Suite]) -> Figure | None:
 @plt.style.context(STYLE)
 def fig10_curve(store: Store, suites: Sequence[Suite]) -> Figure | None:
     """Quality, kept share and FLOP-ideal speed-up over the threshold, with 95 % intervals."""
-    names = ("psnr", "lpips", "keep_ratio", "flop_speedup")
-    shown = [column for column in COLUMNS if column.name in names]
-    figure, axes = plt.subplots(1, len(shown), figsize=(PAGE, 1.9))
-    styles = method_style([suite.model for suite in suites])
-    drawn = False
+    found = {}
     for suite in suites:
         runs = {float(n[2:]): suite.run(label) for n, label in FIG10.items()}
-        runs = {tau: run for tau, run in runs.items() if run.complete}
-        drawn |= bool(runs)
-        for ax, column in zip(axes, shown, strict=True):
-            points = [(tau, run.mean(column.name)) for tau, run in runs.items()]
-            points = [(tau, e) for tau, e in points if np.isfinite(e.value)]
-            _errorbar(ax, points, label=suite.model, **styles[suite.model])
-            ax.set(xlabel="threshold τ", title=column.heading)
-    if not drawn:
-        plt.close(figure)
+        if runs := {tau: run for tau, run in runs.items() if run.complete}:
+            found[suite.model] = runs
+    if not found:
         return None
+    names = ("psnr", "lpips", "keep_ratio", "flop_speedup")
+    shown = [column for column in COLUMNS if column.name in names]
+    figure, axes = plt.subplots(1, len(shown), figsize=(PAGE, 1.9), sharex=True)
+    styles = series_style(list(found))
+    for ax, column in zip(axes, shown, strict=True):
+        infinite = set()
+        for model, runs in found.items():
+            points = [(tau, run.mean(column.name)) for tau, run in runs.items()]
+            infinite |= {tau for tau, e in points if isinf(e.value)}
+            finite = [(tau, e) for tau, e in points if np.isfinite(e.value)]
+            _errorbar(ax, finite, label=model, **styles[model])
+        for tau in infinite:
+            ax.plot(tau, 0.97, "^", color="0.3", transform=ax.get_xaxis_transform())
+            at = {"ha": "center", "va": "top", "transform": ax.get_xaxis_transform()}
+            ax.text(tau, 0.92, "∞", color="0.3", **at)
+        ax.set(xlabel="threshold τ", title=column.axis)
     _legend(figure, axes[0])
     return figure
 
@@ -240,9 +249,9 @@ def fig11(store: Store, suites: Sequence[Suite]) -> Figure | None:
     if not suites:
         return None
     shown = [column for column in COLUMNS if column.name in SCORES]
-    size = (PAGE, 1.75 * len(suites) + 0.45)
+    size = (PAGE, 1.85 * len(suites) + 0.45)
     figure, axes = plt.subplots(len(suites), len(shown), figsize=size, squeeze=False)
-    styles = method_style(list(FIG11))
+    styles = series_style(list(FIG11))
     for line, suite in zip(axes, suites, strict=True):
         line[0].set_ylabel(suite.model)
         dynamic, static = (suite.run(label) for label in FIG11.values())
@@ -256,7 +265,7 @@ def fig11(store: Store, suites: Sequence[Suite]) -> Figure | None:
                 _errorbar(ax, points, label=name, linestyle="none", **styles[name])
             gap = dynamic.minus(static, column.name)
             value, low, high = (f"{x:+.{column.digits}f}" for x in (gap.value, gap.low, gap.high))
-            ax.set_title(f"{column.heading}  Δ {value} [{low}, {high}]", fontsize=7.5)
+            ax.set_title(f"{column.axis}\nΔ {value} [{low}, {high}]", fontsize=8)
             ax.set_xticks(range(len(CATEGORIES)), [c.split("_")[0] for c in CATEGORIES])
             ax.set_xlim(-0.5, len(CATEGORIES) - 0.5)
     _legend(figure, axes[0, 0])
@@ -272,27 +281,17 @@ def table1_curves(store: Store, suites: Sequence[Suite]) -> Figure | None:
     speeds = [column for column in COLUMNS if column.name in ("flop_speedup", "speedup")]
     size = (PAGE, 2.5 * len(drawn) + 0.7)
     figure, axes = plt.subplots(len(drawn), 2, figsize=size, squeeze=False, sharey="row")
-    styles = dict(zip(CURVES, _curve_styles(), strict=True))
+    styles = method_style(list(CURVES))
     for line, (model, points) in zip(axes, drawn.items(), strict=True):
         for ax, speed in zip(line, speeds, strict=True):
+            speed_axis(ax, points, speed.name)
             for method, group in points.groupby("method", sort=False):
-                group = group[np.isfinite(group["psnr"])].sort_values("flop_speedup")
-                ax.plot(group[speed.name], group["psnr"], label=method, **styles[method])
-            ax.axvline(1, color="0.6", linewidth=0.8, linestyle=":")
+                look = {"intervals": False, "label": method, **styles[method]}
+                curve(ax, group, speed.name, "psnr", **look)
             ax.set_xlabel(f"{speed.title} speed-up over full (×)")
         line[0].set_ylabel(f"{model}\nPSNR to full (dB)")
     _legend(figure, axes[0, 0], columns=4)
     return figure
-
-
-def _curve_styles() -> Iterator[dict[str, object]]:
-    """A colour and marker per method; its variants share the colour and are dashed."""
-    base = ["ToMeSD", "ToMeSD*", "ToMA", "ToMA*", "Random", "Checkerboard", "ToPi"]
-    styles = method_style(base)
-    styles["ToPi"]["color"] = "black"
-    for method in CURVES:
-        name, _, variant = method.partition(",")
-        yield {**styles[name], "linestyle": "--" if variant else "-"}
 
 
 def _errorbar(ax: plt.Axes, points: list, **style: object) -> None:

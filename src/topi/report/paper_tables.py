@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from math import inf, isinf, isnan, nan
+from math import isinf, isnan, nan
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,26 @@ from topi.report.artefacts import CURVES, OURS, Sheet
 from topi.report.paper_values import paper_values, printed
 from topi.report.statistics import Estimate, bootstrap, paired
 from topi.report.suite import SCORES, Run, Suite
-from topi.report.tables import CATEGORIES, COLUMNS, Column, category_title
+from topi.report.tables import (
+    CATEGORIES,
+    COLUMNS,
+    FEW,
+    MERGES,
+    STAR,
+    Column,
+    category_title,
+    cell_text,
+    measured_text,
+    merge_text,
+    rows_inside,
+    timing_note,
+)
 from topi.report.text_table import Text, TextTable
 
 BY_NAME = {column.name: column for column in COLUMNS}
 PRINTED = {"speedup": "speed"}
 """Our name of a column -> the paper's, where they differ."""
+POINT = ("category", "method", "label", "cells", "merges", "pairs", "timed", "identical")
 STAND_IN = "Numbers of a stand-in, never those of FLUX or Qwen; the paper's are in italics."
 
 
@@ -36,20 +50,26 @@ def measure(run: Run, name: str, category: str | None) -> Estimate:
     return run.mean(name, category)
 
 
+def merges(run: Run) -> str:
+    """What a run of one cell merges, see `merge_text`."""
+    if not run.complete or len(run.entries) != 1:
+        return ""
+    return merge_text(run.samples, run.entries[0].cell.manifest["params"])
+
+
 def sheet_table(sheet: Sheet, suite: Suite) -> TextTable:
     """One of Tables 1 to 5 for one model.
 
     A line whose cells are not all complete shows their state in place of numbers.
     """
     runs = {line.title: suite.run(*line.labels) for line in sheet.lines}
-    columns = [BY_NAME[name] for name in SCORES]
-    if sheet.speed:
-        columns += [BY_NAME[name] for name in ("speedup", "flop_speedup", "keep_ratio")]
+    names = ("keep_ratio", *SCORES, "speedup", "flop_speedup") if sheet.speed else SCORES
+    columns = [BY_NAME[name] for name in names]
     frame = _sheet_frame(sheet, suite, runs, columns)
     headings = ["Category", "Method"]
     for column in columns:
         headings += [column.heading, *(["paper"] if _is_printed(sheet, column) else [])]
-    headings.append("ΔPSNR [95 %]")
+        headings += ["ΔPSNR [95 %]"] * (column.name == "psnr")
     rows = []
     for category, group in frame.groupby("category", sort=False):
         for number, line in enumerate(sheet.lines):
@@ -60,8 +80,8 @@ def sheet_table(sheet: Sheet, suite: Suite) -> TextTable:
                 fields.append(Text(_shown(value, column), best=value["best"]))
                 if _is_printed(sheet, column):
                     fields.append(Text(value["paper"] or "–", paper=bool(value["paper"])))
-            psnr = mine.loc["psnr"]
-            fields.append(Text("" if line.title == sheet.ours else _interval(psnr)))
+                if column.name == "psnr":
+                    fields.append(Text("" if line.title == sheet.ours else _interval(value)))
             rows.append(tuple(fields))
     return TextTable(
         name=sheet.name,
@@ -96,12 +116,13 @@ def _sheet_frame(
                     | {"metric": column.name, **asdict(estimate), "best": False}
                     | {f"difference_{k}": v for k, v in asdict(difference).items()}
                     | {"paper": paper, "state": run.state or "complete"}
-                    | {"cells": " ".join(run.keys)}
+                    | {"merges": merges(run), "cells": " ".join(run.keys)}
                 )
     frame = pd.DataFrame(lines)
     for column in columns:
         if column.best:
-            for _, group in frame[frame["metric"] == column.name].groupby("category"):
+            able = (frame["metric"] == column.name) & (frame["n"] >= FEW * column.interval)
+            for _, group in frame[able].groupby("category"):
                 shown = (column.best * group["value"]).round(column.digits)
                 best = shown[shown == shown.max()] if shown.notna().sum() > 1 else shown[:0]
                 frame.loc[best.index, "best"] = True
@@ -120,11 +141,13 @@ def _shown(line: pd.Series, column: Column) -> str:
         return "–"
     if isinf(line["value"]):
         return "∞"
+    if column.name == "keep_ratio" and line["merges"]:
+        return line["merges"]
+    if column.interval:
+        return measured_text(*line[["value", "low", "high", "n"]])
     text = f"{line['value']:.{column.digits}f}{column.unit}"
     if line["infinite"]:
         text += "*"
-    if column.interval:
-        text += f" [{line['low']:.2f}, {line['high']:.2f}]"
     return text
 
 
@@ -146,15 +169,23 @@ def _notes(sheet: Sheet, suite: Suite, frame: pd.DataFrame) -> list[str]:
     if sheet.speed:
         notes.append(
             "Measured: median of interleaved pairs of runs, full over method. FLOP-ideal: counted "
-            "operations, full over method. Kept: share of reference tokens over all calls."
+            "operations, full over method. Kept: share of reference tokens over all computed "
+            f"calls. {MERGES}"
         )
+        notes.append(timing(map(suite.run, sheet.labels)))
     if frame["infinite"].any():
-        notes.append("* outputs equal to the full one have an infinite PSNR and are left out.")
+        notes.append(STAR)
     states = frame.loc[frame["state"] != "complete"].groupby("method", sort=False)["state"].first()
     if len(states):
         told = ", ".join(f"{method} ({state})" for method, state in states.items())
         notes.append(f"Not complete, so without numbers: {told}.")
     return notes
+
+
+def timing(runs: Iterable[Run]) -> str:
+    """How often these runs were timed, and on how many samples."""
+    timed = [run.latency["sample"] for run in runs]
+    return timing_note(map(len, timed), (samples.nunique() for samples in timed))
 
 
 def _whose(suite: Suite) -> str:
@@ -175,8 +206,8 @@ def points_of(suite: Suite, curves: Mapping[str, Sequence[str]]) -> pd.DataFrame
         curves: method -> the labels along its curve.
 
     Returns:
-        Columns `category, method, label, cells`, and for each column of `COLUMNS` its estimate and
-        interval. Cells that are not complete are left out.
+        Columns `POINT`, with names as in `quality_table`, and for each column of `COLUMNS` its
+        estimate and interval. Cells that are not complete are left out.
     """
     lines = []
     for method, labels in curves.items():
@@ -186,7 +217,10 @@ def points_of(suite: Suite, curves: Mapping[str, Sequence[str]]) -> pd.DataFrame
                 continue
             for category in [*run.samples["category"].unique(), None]:
                 line = {"category": category or "all", "method": method, "label": label}
-                line |= {"cells": " ".join(run.keys)}
+                timed = rows_inside(run.latency, line["category"])
+                line |= {"cells": " ".join(run.keys), "merges": merges(run)}
+                line |= {"pairs": len(timed), "timed": timed["sample"].nunique()}
+                line |= {"identical": measure(run, "psnr", category).infinite}
                 for column in COLUMNS:
                     estimate = measure(run, column.name, category)
                     line |= {
@@ -196,7 +230,7 @@ def points_of(suite: Suite, curves: Mapping[str, Sequence[str]]) -> pd.DataFrame
                     }
                 lines.append(line)
     names = [f"{c.name}{end}" for c in COLUMNS for end in ("", "_low", "_high")]
-    return pd.DataFrame(lines, columns=["category", "method", "label", "cells", *names])
+    return pd.DataFrame(lines, columns=[*POINT, *names])
 
 
 def curve_table(suite: Suite) -> TextTable:
@@ -207,11 +241,7 @@ def curve_table(suite: Suite) -> TextTable:
     for method, group in pooled.groupby("method", sort=False):
         for number, (_, line) in enumerate(group.iterrows()):
             fields = [Text(method if number == 0 else ""), Text(line["label"])]
-            for column in COLUMNS:
-                value = line[column.name]
-                absent = "∞" if value == inf else "–"
-                text = f"{value:.{column.digits}f}{column.unit}"
-                fields.append(Text(text if np.isfinite(value) else absent))
+            fields += [Text(cell_text(line, column)) for column in COLUMNS]
             rows.append(tuple(fields))
     return TextTable(
         name="table1_curves",
@@ -219,8 +249,18 @@ def curve_table(suite: Suite) -> TextTable:
         headings=("Method", "Cell", *(column.heading for column in COLUMNS)),
         rows=tuple(rows),
         frame=points,
-        notes=("The paper does not say at which ratio its baselines ran.",),
+        notes=(
+            f"The paper does not say at which ratio its baselines ran. {MERGES}",
+            timing_note(pooled["pairs"], pooled["timed"]),
+            *[STAR] * bool(pooled["identical"].any()),
+        ),
+        keys=keys_of(points),
     )
+
+
+def keys_of(points: pd.DataFrame) -> dict[str, tuple[str, ...]]:
+    """Label -> the keys of its cells, of a frame of `points_of`."""
+    return {line["label"]: tuple(line["cells"].split()) for _, line in points.iterrows()}
 
 
 def at_speed(points: list[tuple[float, pd.Series]], speed: float) -> pd.Series | None:
@@ -301,7 +341,13 @@ def equal_speed_table(suite: Suite) -> TextTable:
             "Each method's scores are interpolated along its curve, sample by sample, to the "
             "speed-up of ToPi at τ=0.85, or to the nearest one that both curves reach. –: they "
             "reach no common speed.",
+            timing(run for each in (*runs.values(), ours) for run in each),
         ),
+        keys={
+            method: tuple(key for run in each for key in run.keys)
+            for method, each in {**runs, "ToPi": ours}.items()
+            if each
+        },
     )
 
 
@@ -364,7 +410,8 @@ def overhead_table(suite: Suite) -> TextTable:
         words=1,
         notes=(
             _whose(suite),
-            "ToPi at τ=0.85, mean over the timed runs. The whole pipeline call counts, with text "
+            f"ToPi at τ=0.85, mean over the timed runs: {len(run.latency)} on "
+            f"{run.latency['sample'].nunique()} samples. The whole pipeline call counts, with text "
             "encoder and VAE.",
             "The paper's ratios do not follow from its seconds: 0.147 / 27.853 is 0.53 %.",
         ),

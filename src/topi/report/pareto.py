@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,11 +10,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from topi.report.figures import STYLE, method_style
-from topi.report.paper_tables import BY_NAME, points_of
+from topi.report.figures import STYLE, curve, cut_note, method_style, speed_axis
+from topi.report.paper_tables import BY_NAME, keys_of, points_of
 from topi.report.sheet import PAGE
 from topi.report.suite import Suite
-from topi.report.tables import CATEGORIES, COLUMNS, Column, category_title
+from topi.report.tables import (
+    CATEGORIES,
+    COLUMNS,
+    STAR,
+    Column,
+    category_title,
+    cell_text,
+    timing_note,
+)
 from topi.report.text_table import Text, TextTable
 from topi.results.store import Store
 
@@ -107,20 +114,18 @@ def leaderboard(suite: Suite) -> TextTable:
             f"those whose {speed.title.lower()} speed-up reaches it. Front: no setting of any "
             "method is at least as good in both and better in one.",
             *(["Numbers of a stand-in, never those of FLUX or Qwen."] if suite.stand_in else []),
+            timing_note(points["pairs"], points["timed"]),
+            *[STAR] * bool(points["identical"].any()),
             *notes,
         ),
-        keys={line["label"]: tuple(line["cells"].split()) for _, line in points.iterrows()},
+        keys=keys_of(points),
     )
 
 
 def _shown(line: pd.Series, column: Column) -> str:
-    value = line[column.name]
-    if not np.isfinite(value):
-        return "∞" if value == inf else "–"
-    text = f"{value:.{column.digits}f}{column.unit}"
-    if column.name == "psnr" or column.interval:
-        low, high = line[f"{column.name}_low"], line[f"{column.name}_high"]
-        text += f" [{low:.{column.digits}f}, {high:.{column.digits}f}]"
+    text = cell_text(line, column)
+    if column.name == "psnr" and np.isfinite(line["psnr"]):
+        text += f" [{line['psnr_low']:.2f}, {line['psnr_high']:.2f}]"
     return text
 
 
@@ -133,7 +138,7 @@ def pareto(store: Store, suites: Sequence[Suite]) -> Figure | None:
         pooled = points[points["category"] == "all"]
         for name in SPEEDS:
             panels.append((suite.model, "", pooled, BY_NAME[name]))
-    return _panels(panels, columns=2, bars=True)
+    return _panels(panels, columns=1, bars=True)
 
 
 @plt.style.context(STYLE)
@@ -146,31 +151,29 @@ def pareto_categories(store: Store, suites: Sequence[Suite]) -> Figure | None:
         for model, points in found.items()
         for category in CATEGORIES
     ]
-    return _panels(panels, columns=4)
+    return _panels(panels, columns=2)
 
 
 def _panels(
     panels: Sequence[tuple[str, str, pd.DataFrame, Column]], columns: int, bars: bool = False
 ) -> Figure | None:
-    """A row of panels per model; a line per method through its settings, the front in black."""
+    """Two panels or more per model; a line per method through its settings, the front in grey."""
     families = sorted({name for _, _, points, _ in panels for name in points["method"]})
     if not families:
         return None
     lines, legend = len(panels) // columns, -(-len(families) // LEGEND)
-    size = (PAGE, (2.6 if columns == 2 else 2.0) * lines + 0.17 * legend + 0.3)
+    size = (PAGE, min(2.6, 8 / lines) * lines + 0.17 * legend + 0.3)
     figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, sharey="row")
     styles = method_style(families)
     handles = {}
     for number, (ax, (model, title, points, speed)) in enumerate(
         zip(axes.flat, panels, strict=True)
     ):
+        speed_axis(ax, points, speed.name, most=12 - 3 * columns)
         handles |= _curves(ax, points, speed, styles, bars)
-        ax.axvline(1, color="0.6", linewidth=0.8, linestyle=":")
-        if title and number < columns:
-            ax.set_title(title)
-        if number >= len(panels) - columns:
-            short = "\nspeed-up (×)" if columns > 2 else " speed-up over full (×)"
-            ax.set_xlabel(f"{speed.title}{short}")
+        note = cut_note(ax, points, speed.name) if bars else ""
+        ax.set_title(title)
+        ax.set_xlabel(f"{speed.title} speed-up over full (×)\n{note}".strip())
         if number % columns == 0:
             ax.set_ylabel(f"{model}\nPSNR to full (dB)")
     names = [*families, FRONT]
@@ -195,32 +198,20 @@ def _curves(
 ) -> dict[str, object]:
     """Draw the curves of one panel and its front; returns what the legend shows of each."""
     shown = points[np.isfinite(points["psnr"]) & points[speed.name].notna()]
-    handles = {}
-    for name, group in shown.groupby("method", sort=False):
-        group = group.sort_values("flop_speedup")
-        ends = {
-            f"{axis}err": np.stack([group[c] - group[f"{c}_low"], group[f"{c}_high"] - group[c]])
-            for axis, c in (("x", speed.name), ("y", "psnr"))
-        }
-        handles[name] = ax.errorbar(
-            group[speed.name],
-            group["psnr"],
-            **({axis: np.clip(each, 0, None) for axis, each in ends.items()} if bars else {}),
-            elinewidth=0.4,
-            linewidth=0.8,
-            markersize=3,
-            **styles[name],
-        )
+    look = {"linewidth": 0.8, "markersize": 4, "elinewidth": 0.4, "capsize": 0}
+    handles = {
+        name: curve(ax, group, speed.name, "psnr", intervals=bars, **look, **styles[name])
+        for name, group in shown.groupby("method", sort=False)
+    }
     front = shown[on_front(shown[speed.name], shown["psnr"])].sort_values(speed.name)
     if len(front):
         (handles[FRONT],) = ax.plot(
             front[speed.name],
             front["psnr"],
-            color="black",
+            color="0.6",
             linewidth=1.6,
-            alpha=0.5,
             marker="o",
-            markersize=7,
+            markersize=8,
             markerfacecolor="none",
             zorder=0,
         )

@@ -14,12 +14,13 @@ from topi.report.figures import STYLE
 
 PAGE = 6.75  # inches, the width of a page of two columns
 GAP, BETWEEN, TITLE, CAPTION, LINE = 0.05, 0.2, 0.26, 0.09, 0.12  # inches
+NOTE = 0.12  # inches, a line below the pictures of a row
 CHARACTERS = 17.5  # of a caption, per inch
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture and a short note that is written into its lower left corner; None: empty."""
+    """A picture and a short note that is written below it, as it would cover much; None: empty."""
 
     image: Image.Image | None
     note: str = ""
@@ -49,18 +50,19 @@ class Block:
         """Height of the headings, inches."""
         return 0.05 + LINE * max(heading.count("\n") + 1 for heading in self.headings)
 
-    def plan(self, width: float) -> list[tuple[float, str]]:
-        """Height of the pictures of each row, all as high as each other, and its caption."""
+    def plan(self, width: float) -> list[tuple[float, float, str]]:
+        """Of each row: height of its pictures, all alike, and of its notes; its caption."""
         plan = []
         for caption, tiles in self.rows:
             free = width - (len(tiles) - 1) * GAP
             lines = textwrap.wrap(caption, int(width * CHARACTERS))
-            plan.append((free / sum(tile.shape for tile in tiles), "\n".join(lines)))
+            notes = NOTE * any(tile.note for tile in tiles)
+            plan.append((free / sum(tile.shape for tile in tiles), notes, "\n".join(lines)))
         return plan
 
     def height(self, width: float) -> float:
         """Of the whole block, inches."""
-        rows = (tall + _caption(caption) for tall, caption in self.plan(width))
+        rows = (tall + notes + _caption(caption) for tall, notes, caption in self.plan(width))
         return TITLE + self.head + sum(rows)
 
 
@@ -92,7 +94,7 @@ def _draw(figure: Figure, block: Block, left: float, top: float, width: float) -
     text(left, top - 0.05, block.title, va="top", fontweight="bold", fontsize=9)
     top -= TITLE + block.head
     small = width / len(block.headings) < 0.85
-    for number, ((_, tiles), (tall, caption)) in enumerate(
+    for number, ((_, tiles), (tall, notes, caption)) in enumerate(
         zip(block.rows, block.plan(width), strict=True)
     ):
         x = left
@@ -102,23 +104,21 @@ def _draw(figure: Figure, block: Block, left: float, top: float, width: float) -
                 at = {"ha": "center", "va": "bottom", "fontsize": 6.2 if small else 7.5}
                 text(x + side / 2, top + 0.04, heading, **at)
             if tile.image is not None:
-                box = (x / wide, (top - tall) / high, side / wide, tall / high)
-                _picture(figure, box, tile, 5.5 if small else 6.5)
+                _picture(figure, (x / wide, (top - tall) / high, side / wide, tall / high), tile)
+                at = {"ha": "center", "va": "top", "fontsize": 6.5 if small else 7}
+                text(x + side / 2, top - tall - 0.02, tile.note, **at)
             x += side + GAP
-        text(left, top - tall - 0.02, caption, va="top", fontsize=6.5 if small else 7)
-        top -= tall + _caption(caption)
+        top -= tall + notes
+        text(left, top - 0.02, caption, va="top", fontsize=6.5 if small else 7)
+        top -= _caption(caption)
 
 
 def _caption(caption: str) -> float:
     return CAPTION + LINE * (caption.count("\n") + 1)
 
 
-def _picture(figure: Figure, box: tuple[float, ...], tile: Tile, size: float) -> None:
+def _picture(figure: Figure, box: tuple[float, ...], tile: Tile) -> None:
     ax = figure.add_axes(box)
     ax.imshow(tile.image, interpolation="none", aspect="auto")
     ax.set(xticks=[], yticks=[])
     ax.set_axis_off()
-    if tile.note:
-        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.8}
-        at = {"transform": ax.transAxes, "va": "bottom", "fontsize": size}
-        ax.text(0.03, 0.035, tile.note, bbox=paper, **at)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import isinf, isnan
 from typing import Any
 
 import pandas as pd
 from rich import box
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -42,6 +44,12 @@ class Column:
         """Title with the direction of better, as the paper's tables print it."""
         return f"{self.title}{self.arrow}"
 
+    @property
+    def axis(self) -> str:
+        """The heading with the unit, as a figure has it."""
+        unit = "dB" if self.name == "psnr" else self.unit
+        return f"{self.heading} ({unit})" if unit else self.heading
+
 
 COLUMNS = (
     Column("psnr", "PSNR", "↑", 2, +1),
@@ -54,6 +62,10 @@ COLUMNS = (
 """What a reader compares: distance to the full output, tokens kept, speed over the full run."""
 SCORES = tuple(column.name for column in COLUMNS if column.name != "speedup")
 """The columns that rows have."""
+MERGES = "“merges”: the share of tokens merged away, and in which share of the calls if not in all."
+STAR = "* Outputs equal to the full one have an infinite PSNR, which is not in the mean."
+FEW = 4
+"""Timed samples below which a measured speed has no interval and is never the best."""
 
 
 def category_title(category: str) -> str:
@@ -82,19 +94,39 @@ def quality_table(rows: pd.DataFrame, latency: pd.DataFrame) -> pd.DataFrame:
         latency: timed pairs of the same cells (`Store.latency`); may be empty.
 
     Returns:
-        Columns `category, label, method, n, identical`, then `<name>, <name>_low, <name>_high` for
-        each of `COLUMNS`.
+        Columns `category, label, method, n, identical`, how many `pairs` of runs were timed and on
+        how many samples (`timed`), what it `merges`, and `<name>, <name>_low, <name>_high` for each
+        of `COLUMNS`.
     """
     rows = in_order(rows)
     timed = latency.merge(rows[["cell", "sample", "category", "label"]], on=["cell", "sample"])
     lines = []
     for category in [*categories_of(rows), ALL]:
-        pairs = _inside(timed, category)
-        for label, group in _inside(rows, category).groupby("label", sort=False):
+        inside = rows_inside(timed, category)
+        for label, group in rows_inside(rows, category).groupby("label", sort=False):
+            pairs = inside[inside["label"] == label]
             estimates = {name: bootstrap(group[name]) for name in SCORES}
-            estimates["speedup"] = speedup(pairs[pairs["label"] == label])
+            estimates["speedup"] = speedup(pairs)
             lines.append(_line(category, label, group["method"].iloc[0], len(group), estimates))
+            lines[-1] |= {"pairs": len(pairs), "timed": pairs["sample"].nunique()}
+            lines[-1] |= {"merges": merge_text(group, *group.get("params", ())[:1])}
     return pd.DataFrame(lines)
+
+
+def merge_text(rows: pd.DataFrame, params: Mapping[str, Any] | None = None) -> str:
+    """`merges 50%, 36% of calls`, of a method that merges tokens and drops none; else empty.
+
+    Args:
+        rows: its samples, with `keep_ratio`, `calls` and `merged_calls`.
+        params: of its manifest; its `ratio` is the share of tokens that is merged away.
+    """
+    ratio = (params or {}).get("ratio")
+    if not isinstance(ratio, int | float) or "merged_calls" not in rows:
+        return ""
+    share = rows["merged_calls"].sum() / rows["calls"].sum()
+    if not share or rows["keep_ratio"].min() < 1:
+        return ""
+    return f"merges {ratio:.0%}" if share == 1 else f"merges {ratio:.0%}, {share:.0%} of calls"
 
 
 def table_of_many(moments: pd.DataFrame, latency: pd.DataFrame) -> pd.DataFrame:
@@ -108,21 +140,24 @@ def table_of_many(moments: pd.DataFrame, latency: pd.DataFrame) -> pd.DataFrame:
     ratios = latency.assign(ratio=latency["seconds_full"] / latency["seconds_method"])
     lines = []
     for category in [*categories_of(moments), ALL]:
-        sums = _inside(moments, category).groupby(["method", "label"], sort=False).sum(True)
-        timed = {k: g["ratio"] for k, g in _inside(ratios, category).groupby("label", sort=False)}
+        sums = rows_inside(moments, category).groupby(["method", "label"], sort=False).sum(True)
+        timed = dict(iter(rows_inside(ratios, category).groupby("label", sort=False)))
         for (method, label), sums_of in zip(sums.index, sums.to_dict("records"), strict=True):
+            pairs = timed.get(label, ratios[:0])
             estimates = {
                 name: mean_of_many(
                     *(sums_of[f"{name}_{what}"] for what in ("n", "sum", "squares", "infinite"))
                 )
                 for name in SCORES
             }
-            estimates["speedup"] = median_of_many(timed.get(label, ()))
+            estimates["speedup"] = median_of_many(pairs["ratio"])
             lines.append(_line(category, label, method, int(sums_of["n"]), estimates))
+            lines[-1] |= {"pairs": len(pairs), "timed": pairs["sample"].nunique(), "merges": ""}
     return pd.DataFrame(lines)
 
 
-def _inside(frame: pd.DataFrame, category: str) -> pd.DataFrame:
+def rows_inside(frame: pd.DataFrame, category: str) -> pd.DataFrame:
+    """The lines of a category, or of `ALL`."""
     return frame if category == ALL else frame[frame["category"] == category]
 
 
@@ -144,12 +179,41 @@ def cell_text(line: Mapping[str, Any], column: Column) -> str:
         return "–"
     if isinf(value):
         return "∞"
+    if column.name == "keep_ratio" and line["merges"]:
+        return line["merges"]
+    if column.interval:
+        low, high = line[f"{column.name}_low"], line[f"{column.name}_high"]
+        return measured_text(value, low, high, line["timed"])
     text = f"{value:.{column.digits}f}{column.unit}"
     if column.name == "psnr" and line["identical"]:
         text += "*"
-    if column.interval:
-        text += f" [{line[column.name + '_low']:.2f}, {line[column.name + '_high']:.2f}]"
     return text
+
+
+def measured_text(value: float, low: float, high: float, timed: int, digits: int = 2) -> str:
+    """A measured speed-up: `1.13× [1.07, 1.15]`, of fewer than `FEW` timed samples `1.13× (n=1)`.
+
+    What was timed once or twice has no spread that an interval could show.
+    """
+    spread = f"[{low:.{digits}f}, {high:.{digits}f}]" if timed >= FEW else f"(n={int(timed)})"
+    return f"{value:.{digits}f}× {spread}"
+
+
+def timing_note(pairs: Iterable[int], timed: Iterable[int]) -> str:
+    """How often lines were timed: `pairs` of runs and `timed` samples of each, 0 if it was not."""
+
+    def span(counts: Iterable[int], what: str) -> str:
+        known = sorted({int(count) for count in counts if count})
+        least_and_most = dict.fromkeys([*known[:1], *known[-1:]])
+        return " to ".join(map(str, least_and_most)) + f" {what}{'s' * (known != [1])}"
+
+    pairs = list(pairs)
+    if not any(pairs):
+        return "No run was timed."
+    return (
+        f"Timed for each line, all categories pooled: {span(pairs, 'pair')} of runs on "
+        f"{span(timed, 'sample')}. Of fewer than {FEW} samples no interval is shown."
+    )
 
 
 def best_values(table: pd.DataFrame) -> dict[tuple[str, str], float]:
@@ -158,7 +222,8 @@ def best_values(table: pd.DataFrame) -> dict[tuple[str, str], float]:
     for category, rivals in table[table["method"] != "full"].groupby("category", sort=False):
         for column in COLUMNS:
             if column.best and len(rivals) > 1:
-                shown = (column.best * rivals[column.name]).round(column.digits)
+                able = rivals["timed"] >= FEW if column.interval else slice(None)
+                shown = (column.best * rivals.loc[able, column.name]).round(column.digits)
                 best[category, column.name] = shown.max()
     return best
 
@@ -167,6 +232,8 @@ def is_best(line: Mapping[str, Any], column: Column, best: Mapping[tuple[str, st
     """Whether this line prints the best value of its category, ties included."""
     value = best.get((line["category"], column.name))
     if value is None or line["method"] == "full" or isnan(line[column.name]):
+        return False
+    if column.interval and line["timed"] < FEW:
         return False
     return round(column.best * line[column.name], column.digits) >= value
 
@@ -194,32 +261,34 @@ def sections(
 
 def notes(table: pd.DataFrame) -> list[str]:
     """What a reader must know to read the table."""
+    pooled = table[(table["category"] == ALL) & (table["method"] != "full")]
     lines = [
         "PSNR (dB), SSIM and LPIPS-Alex compare with the full-context output of the same model, "
         "sample and seed; means over n samples.",
-        "Kept: mean share of reference tokens over all model calls, full-context steps included.",
+        "Kept: mean share of reference tokens over all computed model calls, full-context steps "
+        f"included; calls that a cache skips do not count. {MERGES}",
         "FLOP-ideal: counted floating-point operations, full over method. Measured: median of "
         "interleaved pairs of runs, full over method, with a 95 % bootstrap interval.",
+        timing_note(pooled["pairs"], pooled["timed"]),
     ]
-    if table["identical"].any():
-        lines.append(
-            "* Outputs equal to the full one have an infinite PSNR, which is not in the mean."
-        )
-    return lines
+    return lines + [STAR] * bool(table["identical"].any())
 
 
 def to_rich(table: pd.DataFrame, title: str) -> Table:
     """The table for the console."""
     view = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    view.add_column("Method", no_wrap=True)
+    view.add_column("Method", overflow="fold")
     view.add_column("n", justify="right")
     for column in COLUMNS:
         view.add_column(column.heading.replace("-", "-\n"), justify="right", no_wrap=True)
     for category, lines in sections(table):
         view.add_row(f"[bold]{category}[/bold]")
         for label, n, cells in lines:
-            shown = [Text(text, style="bold green" if best else "") for text, best in cells]
-            view.add_row(f"  {label}", str(n), *shown)
+            short = [
+                (re.sub(r"^(merges) ([^,]+).*", r"\1\n\2", text), best) for text, best in cells
+            ]
+            shown = [Text(text, style="bold green" if best else "") for text, best in short]
+            view.add_row(Padding(label, (0, 0, 0, 1)), str(n), *shown)
         view.add_section()
     return view
 

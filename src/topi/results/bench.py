@@ -1,11 +1,14 @@
 """What `topi bench` leaves on disk: how fast a model is in full and under each method.
 
-    bench/<model>-<key>/manifest.json   model, weights, sizes, device, versions; written first
+    bench/<model>-<key>/manifest.json   model, weights, sizes, device, versions; written first.
+                                        `refused`: lines that cannot run there, and why
                         rows.jsonl      one line per timed pair of runs, appended as they come
 
 Seconds in a row are those of one run of the pipeline; `_full` of the unmodified model, `_method` of
 the method right after it. `total` is end to end with the VAE, `transformer` what all calls of the
-transformer took. `peak_bytes` is the most device memory held at once; None on a CPU.
+transformer took. `peak_bytes` is the most device memory held at once in a run,
+`peak_bytes_transformer` that while the transformer ran; None on a CPU. `keep` is the share that the
+method really keeps; `uncompiled` the share of a compiled model's blocks that ran uncompiled.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import pandas as pd
 
 from topi.results import files
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,15 @@ class BenchRun:
     def start(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest, once."""
         if not (self.path / "manifest.json").is_file():
-            files.write_json(self.path / "manifest.json", {"schema": SCHEMA, **manifest})
+            self._write({**manifest, "refused": {}})
+
+    def refuse(self, label: str, reason: str) -> None:
+        """Note in the manifest that a line cannot be measured, and why."""
+        self._write(self.manifest | {"refused": {**self.manifest["refused"], label: reason}})
+
+    def _write(self, manifest: Mapping[str, Any]) -> None:
+        files.write_json(self.path / "manifest.json", {"schema": SCHEMA, **manifest})
+        self.__dict__.pop("manifest", None)  # not cached from before
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a timed pair."""
