@@ -195,6 +195,10 @@ def suites_of(name: str, found: Sequence[Suite]) -> list[Suite]:
     several = name == "fig9"
     kinds = ("qwen_edit_plus",) if several else tuple(MODELS)
     found = [suite for suite in found if suite.kind in kinds]
+    if name == "fig7":  # the more steps, the more anchors
+        found = sorted(found, key=lambda suite: suite.steps)
+        found = [s for s in found if any(s.state(label) == "complete" for label in NEEDS[name])]
+        return list({suite.model: suite for suite in found}.values())
     return best_suites(found, labels_of(name, found))
 
 

@@ -184,6 +184,11 @@ class Suite:
         return self.settings.get("weights", "")
 
     @property
+    def steps(self) -> int:
+        """Denoising steps of a run."""
+        return self.settings.get("model", {}).get("steps", 0)
+
+    @property
     def kind(self) -> str:
         """The kind of the model, as in `conf/model`."""
         return self.settings.get("model", {}).get("kind", "")
@@ -318,17 +323,18 @@ def weights_of(found: Iterable[Suite]) -> dict[str, str]:
 
 
 def best_suites(found: Iterable[Suite], labels: Iterable[str]) -> list[Suite]:
-    """For each model the suite that has most of these labels complete; of equals the newest.
+    """For each model the suite that has most of these labels complete.
 
+    Of equals that of most cells, such as the one that Table 1 shows, and of these the newest.
     Models that have none of them are left out.
     """
     labels = list(labels)
-    best: dict[str, tuple[int, int, str, Suite]] = {}
+    best: dict[str, tuple[int, int, int, str, Suite]] = {}
     for suite in found:
         done = sum(suite.state(label) == "complete" for label in labels)
         begun = sum(suite.state(label) != "missing" for label in labels)
-        rank = (done, begun, suite.created, suite)
-        if begun and (suite.model not in best or rank[:3] >= best[suite.model][:3]):
+        rank = (done, begun, len(suite.cells), suite.created, suite)
+        if begun and (suite.model not in best or rank[:4] >= best[suite.model][:4]):
             best[suite.model] = rank
     return [best[model][-1] for model in sorted(best)]
 
