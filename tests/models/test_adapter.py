@@ -146,6 +146,7 @@ class TestContract:
             outputs = []
             for _ in range(2):  # an anchor, then a pruned step
                 kwargs["timestep"] = arguments[names.index("timestep")] = kwargs["timestep"] - 0.1
+                arguments[0] = arguments[0].clone()  # the same ones would be the next branch's
                 outputs.append(pipe.transformer(*arguments).sample)
         assert outputs[0].shape[1] > outputs[1].shape[1]
 
