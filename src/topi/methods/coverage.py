@@ -96,21 +96,51 @@ def covering_gains(near: Neighbourhood, weights: Tensor, damping: Tensor) -> Ten
     n, weights, damping = len(weights), weights.float(), damping.float()
     beyond = weights.new_zeros(1)  # what lies outside of the grid weighs nothing
     weights, damping = torch.cat([weights, beyond]), torch.cat([damping, beyond])
-    covered = torch.zeros_like(weights)
-    gains = torch.full_like(weights, -1.0)  # not taken yet
+    covered, gains = torch.zeros_like(weights), torch.zeros_like(weights)
     phases = [
-        (tokens, index, similarity, weights[index], damping[tokens], tokens == n)
+        _Choice(tokens, index, similarity, weights, damping)
         for tokens, index, similarity in zip(near.tokens, near.index, near.similarity, strict=True)
         if len(tokens)
     ]
-    for _ in range(phases[0][0].shape[1]):
-        for tokens, index, similarity, worth, factors, filling in phases:
-            gain = (similarity - covered[index]).relu_().mul_(worth).sum(-1)
-            wish = (gain * factors).masked_fill_((gains[tokens] >= 0) | filling, -torch.inf)
-            wished, best = wish.max(-1)
-            tile = torch.arange(len(best), device=best.device)
-            # a tile that is used up chooses anything again, which covers nothing more
-            gains[tokens[tile, best].masked_fill(wished == -torch.inf, n)] = gain[tile, best]
-            around = index[tile, best]
-            covered[around] = torch.maximum(covered[around], similarity[tile, best])
+    for _ in range(near.tokens[0].shape[1]):
+        for phase in phases:
+            phase.take_best(covered, gains)
     return gains[:n]
+
+
+class _Choice:
+    """The tiles of a phase, which take a token each at a time. Rows are tokens, tile after tile.
+
+    Args:
+        tokens, index, similarity: as in `Neighbourhood`, of one phase.
+        weights, damping: [n + 1].
+    """
+
+    def __init__(
+        self, tokens: Tensor, index: Tensor, similarity: Tensor, weights: Tensor, damping: Tensor
+    ) -> None:
+        count, size, near = index.shape
+        self.tokens, self.similarity = tokens.flatten(), similarity.flatten(0, 1)
+        self.around = index.flatten()
+        self.index = index.flatten(0, 1)
+        self.worth = weights.index_select(0, self.around).view(-1, near)
+        self.damping = damping[tokens]
+        self.first = torch.arange(0, count * size, size, device=index.device)
+        # -inf: taken, or fills up a tile
+        self.barred = torch.zeros_like(self.damping).masked_fill_(
+            tokens == len(weights) - 1, -torch.inf
+        )
+
+    def take_best(self, covered: Tensor, gains: Tensor) -> None:
+        """Each tile takes its token of largest damped gain; `covered` and `gains` [n + 1] follow.
+
+        A tile that is used up takes one of its tokens again, which covers nothing more.
+        """
+        known = covered.index_select(0, self.around).view_as(self.index)
+        gain = (self.similarity - known).relu_().mul_(self.worth).sum(-1)
+        best = torch.addcmul(self.barred, gain.view_as(self.barred), self.damping).argmax(-1)
+        best += self.first
+        self.barred.view(-1).index_fill_(0, best, -torch.inf)
+        gains.index_add_(0, self.tokens.index_select(0, best), gain.index_select(0, best))
+        now = torch.maximum(known.index_select(0, best), self.similarity.index_select(0, best))
+        covered.index_copy_(0, self.index.index_select(0, best).flatten(), now.flatten())
