@@ -97,6 +97,19 @@ def report(parsed: argparse.Namespace) -> None:
         print(publish(parsed.store, parsed.out, parsed.wandb))
 
 
+def leaderboard(parsed: argparse.Namespace) -> None:
+    """Rank every method of a store at equal speed, and say which to use; also into a README."""
+    from topi.report.leaderboard import block, write_block
+    from topi.results import Store
+
+    text = block(Store(parsed.store))
+    if parsed.into is None:
+        print(text)
+    else:
+        write_block(parsed.into, text)
+        print(f"wrote {parsed.into}")
+
+
 def compact(parsed: argparse.Namespace) -> None:
     """Put finished cells into Parquet files, which large stores are read from; logs stay."""
     from topi.results import Store
@@ -256,7 +269,8 @@ def _add(
 
 
 def _add_of_stores(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    subs = {command: _add(commands, command) for command in (status, report, compact, export)}
+    of_results = (status, report, leaderboard, compact, export)
+    subs = {command: _add(commands, command) for command in of_results}
     for sub in subs.values():
         sub.add_argument("--store", type=Path, default=Path("results"), help="default: results")
     text = f"list every cell, also of more than {LISTED}"
@@ -264,6 +278,8 @@ def _add_of_stores(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     _out(subs[report], Path("report"))
     text = "also save it as a report of W&B; needs a login and topi[wandb-report]"
     subs[report].add_argument("--wandb", metavar="ENTITY/PROJECT", help=text)
+    text = "a Markdown file that has the marks of the leaderboard, such as README.md"
+    subs[leaderboard].add_argument("--into", type=Path, metavar="FILE", help=text)
     _out(subs[export], Path("experiments/results"))
 
 

@@ -27,7 +27,7 @@ from topi.report.text_table import Text, TextTable
 from topi.results.store import Store
 
 KNOBS = frozenset({"tau", "ratio", "cache_every", "cache.threshold", "cache.interval"})
-KNOBS |= {"update_every", "threshold", "share", "scale"}
+KNOBS |= {"update_every", "threshold", "share", "scale", "live"}
 """Parameters along which a method has a curve; any other makes a variant with its own."""
 ABLATIONS = frozenset({"layers", "score", "dropped", "update_every"})
 """Parameters of ToPi that Tables 2 to 5 vary to show what it needs; no rivals of their own."""
@@ -37,8 +37,12 @@ SPEEDS = ("flop_speedup", "speedup")
 
 
 def family(label: str) -> str:
-    """The curve that a label is a point of: `topi tau=0.8 cache=teacache` is of topi + teacache."""
+    """The curve that a label is a point of: `topi tau=0.8 cache=teacache` is of topi + teacache.
+
+    A schedule of DaTo's (`depths=`) is named `searched`, whichever it is.
+    """
     method, *words = label.split()
+    words = ["searched" if word.startswith("depths=") else word for word in words]
     words = [word for word in words if word.partition("=")[0] not in KNOBS]
     cache = [word.removeprefix("cache=") for word in words if word.startswith("cache=")]
     rest = [word for word in words if not word.startswith("cache=")]
