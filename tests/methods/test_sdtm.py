@@ -66,6 +66,13 @@ def test_window_counts_of_the_specification():
 def test_windows_leave_ragged_borders_out():
     found = windows(((2, 5), (3, 2)), (2, 2), CPU)
     assert found.tolist() == [[0, 1, 5, 6], [2, 3, 7, 8], [10, 11, 12, 13]]
+    assert windows(((3, 7),), (1, 3), CPU).tolist() == [
+        [first, first + 1, first + 2] for first in (0, 3, 7, 10, 14, 17)
+    ]
+    assert windows(((4, 6),), (2, 3), CPU)[[1, 2]].tolist() == [
+        [3, 4, 5, 9, 10, 11],
+        [12, 13, 14, 18, 19, 20],
+    ]
 
 
 def test_frequency_is_relative_to_the_image():
@@ -116,18 +123,23 @@ def test_the_highest_in_window_of_a_window():
     assert highest_in_window(places, torch.zeros(8)).tolist() == [0, 2]  # ties: the first
 
 
+@pytest.mark.parametrize("start", [0, 4])
 @pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
-def test_merged_tokens_blend_with_what_is_stored(weight):
-    x, old = torch.randn(1, 16, 3), torch.randn(1, 16, 3)
+def test_merged_tokens_blend_with_what_is_stored(weight, start):
+    x, old = torch.randn(1, start + 16, 3), torch.randn(1, 16, 3)
     bag, rows = collapse(torch.tensor([[2, 3, 6, 7]]), 16, torch.tensor([0]))
     merged = torch.tensor([2, 3, 6, 7])
-    merge = Blended(BagMerge(bag, rows, 0, "both"), merged, {"main": old}, weight, 0)
-    out, shared = merge.unmerge(merge.merge(x))[0], x[0, merged].mean(0)
-    torch.testing.assert_close(out[merged], weight * shared + (1 - weight) * old[0, merged])
-    assert weight or torch.equal(out[merged], old[0, merged])
-    fresh = [t for t in range(16) if t not in (2, 3, 6, 7)]
+    merge = Blended(BagMerge(bag, rows, start, "both"), merged, {"main": old}, weight, start)
+    out, shared = merge.unmerge(merge.merge(x))[0], x[0, start + merged].mean(0)
+    expected = x[0].clone()
+    expected[start + merged] = weight * shared + (1 - weight) * old[0, merged]
+    torch.testing.assert_close(out, expected)
+    assert weight or torch.equal(out[start + merged], old[0, merged])
+    fresh = [t for t in range(start + 16) if t - start not in (2, 3, 6, 7)]
     assert torch.equal(out[fresh], x[0, fresh])
-    torch.testing.assert_close(merge.unmerge_mlp(merge.merge(x))[0, 2], shared)  # nothing stored
+    torch.testing.assert_close(
+        merge.unmerge_mlp(merge.merge(x))[0, start + 2], shared
+    )  # not stored
 
 
 # --- the callback --------------------------------------------------------------------------------
@@ -169,19 +181,24 @@ def test_merges_are_counted_until_a_token_is_computed_by_itself():
     assert set(expected.tolist()) > {0, 1, 2}
 
 
-def test_protected_steps_store_for_the_stage_that_follows():
-    method = prepared(structure=0.3)
+@pytest.mark.parametrize("reference_only", [False, True])
+def test_protected_steps_store_for_the_stage_that_follows(reference_only):
+    method = prepared(structure=0.3, reference_only=reference_only)
     states = torch.randn(1, 80, 6)
     watch = method.merge(a_call(0), 0, states)
     assert watch.rows is None and watch.scope == "both"
-    assert torch.equal(watch.unmerge(watch.merge(states)), states)
+    assert torch.equal(watch.unmerge(watch.merge(3 * states)), 3 * states)
     watch.unmerge_mlp(2 * states)
     blended = method.merge(a_call(1), 0, states)
-    out = blended.unmerge_mlp(blended.merge(states))[0, blended._merged]
-    shared = BagMerge.unmerge(blended._inner, blended.merge(states))[0, blended._merged]
-    torch.testing.assert_close(out, 0.1 * shared + 0.9 * 2 * states[0, blended._merged])
+    rows = blended._merged + (16 if reference_only else 0)
+    for unmerge, stored in ((blended.unmerge, 3), (blended.unmerge_mlp, 2)):
+        out = unmerge(blended.merge(states))[0, rows]
+        shared = BagMerge.unmerge(blended._inner, blended.merge(states))[0, rows]
+        torch.testing.assert_close(out, 0.1 * shared + 0.9 * stored * states[0, rows])
     assert method.merge(a_call(3), 0, states).scope == "mlp"  # step 4 is of the detail stage
-    assert prepared(merge_weight=1).merge(a_call(0), 0, states) is None
+    assert method._of(a_call()).stored == {0: {}}  # which does not read what attention added
+    for full in ({"merge_weight": 1}, {"protect_every": 1}):  # nobody will read it
+        assert prepared(**full).merge(a_call(0), 0, states) is None
     assert prepared(protect_every=0).merge(a_call(0), 0, states).rows is not None
 
 
@@ -191,6 +208,112 @@ def test_too_small_or_narrow_images_are_left_alone():
         assert prepared().merge(a_call(step, layout=thin), 0, torch.randn(1, 56, 6)) is None
         few = prepared(multiple=16, reference_only=True)
         assert few.merge(a_call(step, n_steps=10), 0, torch.randn(1, 80, 6)) is None
+
+
+TWO_WINDOWS = Layout(3, (2, 2), ((2, 4),))
+"""The references' windows are 0, 1, 4, 5 and 2, 3, 6, 7; the target's four tokens come before."""
+
+
+def a_detail(**params):
+    """The detail stage at its first step, of reference tokens, by attention."""
+    plain = {"structure": 0, "protect_every": 0, "deviation": 0, "reference_only": True}
+    return prepared(**{"attended": "attention", "ratio": 0.25, **plain, **params})
+
+
+def test_a_detail_step_by_hand():
+    """Tokens 1 and 7 receive most in their windows; 0 is merged into 7, and 6 into 1."""
+    method, call = a_detail(), a_call(layout=TWO_WINDOWS)
+    received = [0.1, 0.4, 0.1, 0.2, 0.2, 0.3, 0.3, 0.9]
+    method._of(call).received = torch.tensor([9.0] * 4 + received)  # the target's own do not count
+    near = {0: [0.1, 1], 1: [1, 0], 6: [1, 0.2], 7: [0, 1]}
+    body = torch.tensor([near.get(j, [-1, -1]) for j in range(8)], dtype=torch.float32)
+    states = torch.cat([torch.zeros(4, 2), body])[None]
+    merge = method.merge(call, 0, states)
+    assert merge.scope == "mlp" and merge._merged.tolist() == [0, 1, 6, 7]
+    assert merge.rows.tolist() == [0, 1, 2, 3] + [4 + j for j in (2, 3, 4, 5, 1, 7)]
+    out = merge.unmerge_mlp(merge.merge(states))[0, 4:]
+    torch.testing.assert_close(out[[1, 6]], body[[1, 6]].mean(0).expand(2, 2))
+    torch.testing.assert_close(out[[7, 0]], body[[7, 0]].mean(0).expand(2, 2))
+    assert torch.equal(out[2:6], body[2:6])
+
+
+@pytest.mark.parametrize(("a_d", "attended"), [(0.0, 1), (0.04, 1), (0.06, 2)])
+def test_tokens_that_were_merged_often_count_as_attended(a_d, attended):
+    """Over the mean they receive 1, 1.2, 1 and 0.8; P_fre of the third is 4: from 0.05 it wins."""
+    call = a_call(layout=Layout(3, (2, 2), ((2, 2),)))
+    method = a_detail(a_d=a_d)
+    past = method._of(call)
+    past.received = torch.tensor([1.0] * 4 + [10, 12, 10, 8])
+    past.merged_for = torch.tensor([0, 0, 3, 0])
+    assert method.merge(call, 0, torch.randn(1, 8, 5)).rows[-1] == 4 + attended
+
+
+def test_what_a_token_receives_is_summed_over_target_tokens_in_the_detail_stage_only():
+    layout = Layout(1, (1, 2), ((1, 2),))
+    query, key = torch.randn(2, 2, 5, 3, 4)  # batch 2, [text | target | reference], 3 heads of 4
+    scores = torch.einsum("bihd,bjhd->bhij", query, key) / 2
+    received = scores.softmax(-1)[:, :, 1:3].sum(2).mean((0, 1))[1:]
+    method = prepared(attended="attention", structure=0.4)
+    for step, seen in ((2, False), (6, False), (7, True)):  # structure stage, protected, detail
+        method.attend(a_call(step, layout=layout), 0, query, key, key, None)
+        assert (method._of(a_call()).received is not None) is seen
+    torch.testing.assert_close(method._of(a_call()).received, received)
+
+
+def test_the_text_weighs_more_where_attention_is_merged():
+    method, states = prepared(a_p=3.0, structure=0.4), torch.randn(1, 80, 6)
+    weights = []
+    for step in (1, 3, 4, 7, 2):  # structure stage, protected, structure stage, detail stage
+        method.merge(a_call(step), 0, states)
+        weights.append(method.text_weight(a_call(step), 0))
+    assert weights == [3, 1, 3, 1, 3]
+
+
+def test_a_structure_step_by_hand():
+    """Of windows of 1 x 3 the third is uniform and collapses into its first token."""
+    layout = Layout(3, (2, 2), ((2, 6),))
+    method = prepared(window=(1, 3), ratio=0.25, deviation=0, reference_only=True, use_rand=False)
+    states = torch.randn(1, 16, 32)
+    states[:, 10:13] = states[:, 10:11]
+    merge = method.merge(a_call(1, layout=layout), 0, states)
+    assert merge._merged.tolist() == [6, 7, 8]
+    assert merge.rows.tolist() == [j for j in range(16) if j not in (10, 11, 12)] + [10]
+
+
+@pytest.mark.parametrize(("a_s", "chosen"), [(0.05, [0, 1, 4, 5]), (5.0, [2, 3, 6, 7])])
+def test_windows_that_were_merged_often_come_first(a_s, chosen):
+    method, call = a_detail(structure=1, ratio=0.4, a_s=a_s), a_call(1, layout=TWO_WINDOWS)
+    method._of(call).merged_for = torch.tensor([0, 0, 1, 1, 0, 0, 1, 1])
+    states = torch.randn(1, 12, 32)
+    states[:, [4, 5, 8, 9]] = 1.0  # the first window is uniform
+    assert method.merge(call, 0, states)._merged.tolist() == chosen
+
+
+def test_the_token_that_stands_for_a_window_is_drawn_for_each_step_and_layer():
+    states = torch.randn(1, 80, 6)
+
+    def drawn(step=1, layer=0, branch="cond", **more):
+        method = prepared(a_s=0, ratio=0.75, deviation=0, reference_only=True, **more)
+        return method.merge(a_call(step, branch), layer, states).rows[16:].tolist()
+
+    assert drawn() == drawn(branch="uncond")
+    others = [drawn(step=2), drawn(layer=1), drawn(seed=1), drawn(use_rand=False)]
+    assert len({tuple(rows) for rows in (drawn(), *others)}) == 5
+
+
+def test_branches_are_counted_apart():
+    method = prepared()
+    method.merge(a_call(1, "cond"), 0, torch.randn(1, 80, 6))
+    assert method._of(a_call(1, "uncond")).merged_for is None
+
+
+def test_prompt_reweighting_reaches_the_model(flux):
+    pipe, call = flux
+    options = {"multiple": 1, "protect_every": 0, "structure": 1.0, "attended": "frequency"}
+    with SDTM(a_p=1, **options)(pipe):
+        plain = pipe(**call(steps=1)).images
+    with SDTM(a_p=2, **options)(pipe):
+        assert not torch.equal(pipe(**call(steps=1)).images, plain)
 
 
 def test_attended_tokens_are_those_with_attention(flux):
