@@ -57,7 +57,8 @@ class BenchConfig:
         graphs: replay the compiled blocks as CUDA graphs, one for each length.
         round_to: methods that can keep a multiple of so many tokens; None: 64 with graphs, else 1.
         trim_last: every method's last block computes target rows only (see `Method.__call__`).
-        kernel: what sums attention weights at anchors: "chunked", "flash" or "triton".
+        kernel: what sums attention weights at anchors: "chunked", "flash" or "triton"; None: the
+            default of the device.
     """
 
     weights: str = "own"
@@ -73,7 +74,7 @@ class BenchConfig:
     graphs: bool = False
     round_to: int | None = None
     trim_last: bool = False
-    kernel: str = "chunked"
+    kernel: str | None = None
 
     @property
     def multiple(self) -> int:
@@ -89,7 +90,8 @@ def read_bench(overrides: Sequence[str]) -> tuple[BenchConfig, list[str]]:
     """
     config, rest = own_keys(BenchConfig, overrides)
     check_choice("weights", config.weights, WEIGHTS)
-    check_choice("kernel", config.kernel, SCORING)
+    if config.kernel is not None:
+        check_choice("kernel", config.kernel, SCORING)
     if config.graphs and not (config.compile and config.backend == "inductor"):
         raise ConfigError("graphs=true needs compile=true and backend=inductor.")
     least = {"repeats": 1, "warmup": 0, "references": 1, "steps": 1, "round_to": 1, "size": 32}
@@ -137,7 +139,7 @@ def bench(overrides: Sequence[str]) -> BenchRun:
         ToPiError: the configuration is impossible, another process does the same, or no line runs.
     """
     from topi import experiment  # loads torch, which a refusal need not wait for
-    from topi.engine.attention import scored_by
+    from topi.engine.attention import KERNEL, scored_by
     from topi.engine.compiling import compile
     from topi.evaluation.bench import measure
     from topi.evaluation.cell import progress
@@ -153,6 +155,7 @@ def bench(overrides: Sequence[str]) -> BenchRun:
         graphs = {"dynamic": False, "mode": "reduce-overhead"} if settings.graphs else {}
         compile(editor.pipe, backend=settings.backend, **graphs)
     variants = variants_of(settings, config, editor, adapter_for(editor.pipe).facts)
+    kernel = settings.kernel or KERNEL.get(editor.pipe.device.type, "chunked")
     content = {
         "model": editor.name,
         "kind": editor.config.kind,
@@ -166,7 +169,7 @@ def bench(overrides: Sequence[str]) -> BenchRun:
         "compiled": compiled_by(settings),
         "trim_last": settings.trim_last,
         "round_to": settings.multiple,
-        "kernel": settings.kernel,
+        "kernel": kernel,
         "device": editor.device_name,
         "lines": [variant.label for variant in variants],
     }
@@ -177,7 +180,7 @@ def bench(overrides: Sequence[str]) -> BenchRun:
         run.start({**content, "key": run.key, **origin(editor)})
         sample = picture(settings.references, editor.config)
         pairs = len(variants) * settings.repeats
-        with progress(f"{editor.name}: speed", pairs, 0) as advance, scored_by(settings.kernel):
+        with progress(f"{editor.name}: speed", pairs, 0) as advance, scored_by(kernel):
             rounds = settings.repeats, settings.warmup
             for row in measure(editor, sample, variants, config.seed, *rounds, run.refuse):
                 run.add(row)

@@ -110,11 +110,16 @@ def test_peak_bytes_counts_temporaries():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "piece"),
-    [(torch.float32, module.PIECE["cpu"]), (torch.bfloat16, module.PIECE_ON_DEVICE)],
+    ("kernel", "dtype", "piece"),
+    [
+        ("chunked", torch.float32, module.PIECE["cpu"]),
+        ("chunked", torch.bfloat16, module.PIECE_ON_DEVICE),
+        ("flash", torch.bfloat16, module.PIECE_ON_DEVICE),  # which holds padded copies
+    ],
 )
-def test_scoring_at_real_size_takes_less_than_128_mib(dtype, piece, monkeypatch):
+def test_scoring_at_real_size_takes_less_than_128_mib(kernel, dtype, piece, monkeypatch):
     monkeypatch.setitem(module.PIECE, "cpu", piece)
+    monkeypatch.setitem(module.KERNEL, "cpu", kernel)
     layout = Layout(n_text=512, target_grid=(64, 64), reference_grids=((64, 64),))
     query, key, value = random_qkv(layout, batch=1, heads=24, width=128, dtype=dtype)
     with torch.no_grad():

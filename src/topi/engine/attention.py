@@ -5,22 +5,26 @@ keys alone every row would sum to one, and Eq. 4 could not tell one layer from a
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from torch import Tensor
 
-from topi.engine.column_mass import KERNELS
+from topi.engine.column_mass import KERNELS, attended, fits, log_sum_exp
 from topi.models.adapter import Layout
 
 CHUNK = 128  # target queries at a time
 PIECE = {"cpu": 2**20}  # map entries that exist at once: 4 MiB, what a core's cache likes ...
 PIECE_ON_DEVICE = 2**23  # ... and 32 MiB to keep an accelerator busy
-KERNEL = {"cpu": "chunked", "cuda": "chunked"}
+KERNEL = {"cpu": "chunked", "cuda": "flash"}
 """What sums attention weights on a device: "chunked", or one of `column_mass.KERNELS`.
 
-`python -m topi.evaluation.scoring_speed` measures which is fastest, and how far each is off.
+`python -m topi.evaluation.scoring_speed` measures which is fastest, and how far each is off; on
+CUDA nobody has done so yet.
 """
 
 
@@ -33,6 +37,77 @@ def scored_by(kernel: str) -> Iterator[None]:
         yield
     finally:
         KERNEL.update(before)
+
+
+def is_stock(query: Tensor, key: Tensor, value: Tensor, options: Mapping[str, Any]) -> bool:
+    """Would `dispatch_attention_fn` just call `F.scaled_dot_product_attention`, if without a mask?
+
+    Args:
+        options: of `dispatch_attention_fn`, beside the tensors.
+    """
+    backend = options.get("backend") or _AttentionBackendRegistry.get_active_backend()[0]
+    others = any(value for name, value in options.items() if name != "backend")
+    wants_gradient = any(states.requires_grad for states in (query, key, value))
+    native = backend == AttentionBackendName.NATIVE
+    return native and not others and not (wants_gradient and torch.is_grad_enabled())
+
+
+class OwnAttention:
+    """A layer's own attention without a mask, run once its rows' log-sum-exp is asked for.
+
+    Args:
+        query, key, value: [B, S, H, D].
+
+    Attributes:
+        output: [B, S, H, D], what the layer's attention yields; None until it is run, and where
+            torch's kernel for it does not tell the log-sum-exp.
+    """
+
+    def __init__(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        self._states = query, key, value
+        self._rows: Tensor | None = None
+        self._ran = False
+        self.output: Tensor | None = None
+
+    def rows(self, query: Tensor, key: Tensor) -> Tensor | None:
+        """[B, H, S], if it is the attention of just these."""
+        if query is not self._states[0] or key is not self._states[1]:
+            return None
+        if not self._ran:
+            self._ran = True
+            both = attended(*(states.transpose(1, 2) for states in self._states))
+            if both is not None:
+                self.output, self._rows = both[0].transpose(1, 2), both[1]
+        return self._rows
+
+
+_own: ContextVar[OwnAttention | None] = ContextVar("attention of the layer looked at", default=None)
+
+
+@contextmanager
+def known(own: OwnAttention | None) -> Iterator[None]:
+    """Inside, `own_rows` may run a layer's attention, of which the layer then takes the output."""
+    before = _own.set(own)
+    try:
+        yield
+    finally:
+        _own.reset(before)
+
+
+def own_rows(query: Tensor, key: Tensor) -> Tensor | None:
+    """The log-sum-exp of a layer's rows over all keys: [B, H, S], None where there is none for it.
+
+    Its own attention tells it, and is run for it, so that scores by a fused kernel cost their sum
+    over the columns only.
+    """
+    own = _own.get()
+    return None if own is None or _kernel(query) == "chunked" else own.rows(query, key)
+
+
+def _kernel(query: Tensor) -> str:
+    """What sums the attention weights of queries [B, S, H, D]."""
+    kernel = KERNEL.get(query.device.type, "chunked")
+    return kernel if fits(query) else "chunked"
 
 
 @torch.no_grad()
@@ -98,17 +173,29 @@ def reference_attention(
 
     By the kernel that `KERNEL` names for the device, if there is no mask.
     """
-    kernel = KERNEL.get(query.device.type, "chunked")
+    kernel = _kernel(query)
     if kernel != "chunked" and mask is None:
-        with torch.no_grad():
-            queries, keys = query[:, layout.targets].transpose(1, 2), key.transpose(1, 2)
-            references = keys[:, :, layout.references]
-            return KERNELS[kernel](queries, keys, references, query.shape[-1] ** -0.5)
+        return _fused(KERNELS[kernel], query, key, layout)
 
     def received(weights: Tensor, heads: slice) -> Tensor:
         return weights[..., layout.references].sum(2)
 
     return reference_sums(query, key, layout, mask, received)
+
+
+@torch.no_grad()
+def _fused(
+    kernel: Callable[[Tensor, Tensor, Tensor, float], Tensor],
+    query: Tensor,
+    key: Tensor,
+    layout: Layout,
+) -> Tensor:
+    """`reference_attention` by one of `KERNELS`."""
+    queries, keys = query[:, layout.targets].transpose(1, 2), key.transpose(1, 2)
+    scale = query.shape[-1] ** -0.5
+    rows = own_rows(query, key)
+    rows = log_sum_exp(queries, keys, scale) if rows is None else rows[..., layout.targets]
+    return kernel(queries, keys[:, :, layout.references], rows, scale)
 
 
 def output_change(

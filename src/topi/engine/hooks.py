@@ -254,6 +254,8 @@ def on_image_rows(operator: Callable[[Tensor], Tensor], states: Tensor, n_text: 
 def tap_processor(processor: Any) -> Callable[[], None]:
     """Let `Session.at_attention` say what key, value and mask an attention processor attends to.
 
+    Or what comes of it, where a look at the layer has computed that.
+
     The processor's class becomes a subclass that runs the same code with `dispatch_attention_fn`
     rebound. The returned function undoes it.
 
@@ -284,7 +286,9 @@ def tapped_class(cls: type) -> type:
     ) -> Tensor:
         # a compiled block is one that nobody looks into
         if not torch.compiler.is_compiling() and (session := _running.get()) is not None:
-            key, value, attn_mask = session.at_attention(query, key, value, attn_mask)
+            key, value, attn_mask, output = session.at_attention(query, key, value, attn_mask, rest)
+            if output is not None:
+                return output
         return dispatch(query, key, value, attn_mask=attn_mask, **rest)
 
     known = cls.__call__.__globals__

