@@ -101,6 +101,29 @@ def test_the_most_dynamic_token_of_a_patch_is_its_base():
     assert [t - 16 for t in merge.rows[16:].tolist()] == [2, 4, 7, 12, 14, 16]
 
 
+def test_every_step_has_the_bases_of_its_own_dynamics():
+    method, states = prepared(ratio=1.0), torch.randn(1, 40, 5)
+    method.complete(a_call(0), torch.zeros(1, 40, 3))
+    for step, moved in ((1, 5), (2, 1)):  # both of the target's first patch, 0, 1, 4, 5
+        output = torch.zeros(1, 40, 3)
+        output[:, moved] = 10 * step
+        method.complete(a_call(step), output)
+        for layer in (0, 1):
+            rows = method.merge(a_call(step + 1), layer, states).rows.tolist()
+            assert {0, 1, 4, 5} & {*rows} == {moved}
+
+
+def test_noise_is_in_units_of_the_dynamics():
+    """A hundredth of their standard deviation does not change who moved most."""
+    outputs, bases = 1e-3 * torch.arange(40.0).sqrt()[None, :, None], []
+    for noise in (0.0, 0.01, 10.0):
+        method = prepared(ratio=1.0, noise=noise)
+        method.complete(a_call(0), torch.zeros(1, 40, 1))
+        method.complete(a_call(1), outputs)
+        bases.append(method.merge(a_call(2), 0, torch.randn(1, 40, 5)).rows.tolist())
+    assert bases[0] == bases[1] != bases[2]
+
+
 def test_dynamics_of_references_hold_over_cached_steps():
     method = prepared()
     method.complete(a_call(0), torch.zeros(1, 40, 3))

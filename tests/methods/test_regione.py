@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from topi import RefKV, RegionE
+from topi.engine import Call, CallRecord
 from topi.errors import ToPiError
 from topi.methods.regione import clean, edited_tokens, grow
+from topi.models import Layout
 from topi.models.tiny import random_image
 
 EARLY = {"first_anchor": 0, "update_every": 3, "last_full": 1}
@@ -35,6 +37,79 @@ class TestRegion:
         assert found[0].nonzero().tolist() == [[i, j] for i in range(3) for j in range(3)]
         assert edited_tokens(final, reference, 1.0).all()
         assert not edited_tokens(final, reference, -1.5).any()
+
+
+ROW = Layout(1, (1, 12), ((1, 12),))
+
+
+class Drive:
+    """RegionE call by call, on straight paths x_t = final + t velocity of samples [B, 12, 2]."""
+
+    def __init__(self, **params):
+        self.method = RegionE(**EARLY | {"last_full": 0} | params)
+
+    def begin(self, step, latents, branch="cond"):
+        """What it is to compute, None for all."""
+        timestep = 0.9 - step / 10
+        record = CallRecord(step, branch, ROW, len(latents))
+        call = Call(
+            step, branch, ROW, len(latents), torch.device("cpu"), record, 10, latents, timestep
+        )
+        self.method.begin(call)
+        if record.anchor:
+            self.method._store.put(branch, 0, *torch.zeros(2, len(latents), 24, 1, 1))
+        self.call = call
+        active = self.method.active(call)
+        record.computed = None if active is None else len(active)
+        return None if active is None else active.tolist()
+
+    def along(self, step, *edited, seed=0):
+        """Each sample ends as its reference, but for three tokens in a row from the given one."""
+        reference = torch.tensor([1.0, 0]).expand(len(edited), 12, 2)
+        final = reference.clone()
+        for sample, first in zip(final, edited, strict=True):
+            sample[first : first + 3] = torch.tensor([-1.0, 0])
+        velocity = torch.randn(final.shape, generator=torch.Generator().manual_seed(seed))
+        return torch.cat([final + (0.9 - step / 10) * 5 * velocity, reference], dim=1)
+
+
+class TestRegionByStep:
+    def test_each_anchor_finds_its_own(self):
+        """Three tokens erode to one and grow to five, where the straight path ends elsewhere."""
+        drive, found = Drive(), []
+        for step in range(6):
+            first, seed = (2, 0) if step < 3 else (8, 1)
+            found.append(drive.begin(step, drive.along(step, first, seed=seed)))
+        before, after = [1, 2, 3, 4, 5], [7, 8, 9, 10, 11]
+        assert found == [None, before, before, None, after, after]
+
+    def test_a_batch_computes_what_any_sample_edits(self):
+        drive = Drive()
+        drive.begin(0, drive.along(0, 0, 9))
+        assert drive.begin(1, drive.along(1, 0, 9)) == [0, 1, 2, 3, 8, 9, 10, 11]
+
+    def test_if_nothing_is_edited_it_is_the_token_least_like_its_reference(self):
+        drive = Drive(threshold=-2.0)
+        for step in (0, 1):
+            latents = drive.along(step, 12)  # behind the last token
+            latents[0, 6, 1] += 0.5
+            found = drive.begin(step, latents)
+        assert found == [6]
+
+    def test_frozen_tokens_keep_the_output_of_the_anchor_of_their_branch(self):
+        drive, anchors, outputs = Drive(), {}, torch.randn(6, 1, 24, 3)
+        for step in range(6):
+            for branch in ("cond", "uncond"):
+                active = drive.begin(step, drive.along(step, 2), branch)
+                output = outputs[step] + (branch == "uncond")
+                if active is None:
+                    anchors[branch] = output
+                    assert drive.method.complete(drive.call, output) is output
+                    continue
+                expected = anchors[branch][:, :12].clone()
+                expected[:, active] = output[:, active]
+                found = drive.method.complete(drive.call, output[:, active])
+                assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("kind", ["flux", "qwen"])

@@ -8,6 +8,8 @@ from topi import ToPiCover
 from topi.errors import ToPiError
 from topi.methods.coverage import covering_gains, neighbourhood, tiles
 from topi.methods.topi import select, smallest_set, top_k
+from topi.models import Layout
+from topi.models.tiny import random_image
 
 BESIDE = float(torch.tensor(-1 / 2.88).exp())
 small = {"front_layers": 1, "layers": (1, 3), "first_anchor": 1, "update_every": 4}
@@ -119,6 +121,34 @@ class TestGains:
         assert counts[1][1] < 1000  # 4 million numbers per mask at 4096 tokens
 
 
+class TestDamping:
+    def test_a_kept_token_stands_back_and_recovers_by_half_at_each_mask(self):
+        """Two tokens that cover each other; in the first sample the left one is kept, once."""
+        method, layout = ToPiCover(damping=0.16), Layout(1, (1, 1), ((1, 2),))
+        method._weights["shared"] = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+        method._near = [[flat((1, 2))]] * 2
+        seen, used = [], {}
+
+        def choose(worth, gains):
+            seen.append((worth.flatten().tolist(), gains.flatten().tolist()))
+            first = torch.tensor([[True, False], [False, False]])
+            return first if len(seen) == 1 else torch.zeros(2, 2, dtype=torch.bool)
+
+        kept = [method.in_turn("shared", layout, used, choose).tolist() for _ in range(3)]
+        assert kept == [[0], [], []]
+        more, less, other = 1 + BESIDE, 1 - BESIDE, [1, 0]
+        assert seen[0] == (pytest.approx([more, less, *other]),) * 2
+        for worth, gains, factor in ((*seen[1], 0.16**0.5), (*seen[2], 0.16**0.25)):
+            assert gains == pytest.approx([less, more, *other])  # true gains, the right one first
+            assert worth == pytest.approx([factor * less, more, *other])
+
+    def test_without_damping_a_mask_does_not_change(self, flux):
+        pipe, call = flux
+        with ToPiCover(ratio=0.5, damping=1.0, **small)(pipe) as method:
+            pipe(**call(steps=5))
+        assert len({record.kept for record in method.trace[2:]}) == 1
+
+
 class TestMasks:
     def masks(self, pipe, arguments, **options):
         with ToPiCover(**{"ratio": 0.5, **small, **options})(pipe) as method:
@@ -138,6 +168,24 @@ class TestMasks:
         assert chose == {(0, "cond"), (1, "uncond"), (5, "uncond")} | {
             (step, "cond") for step in (2, 3, 4)
         }
+
+    def test_the_scores_are_what_leaving_a_token_out_changes(self, flux):
+        pipe, call = flux
+        kept = [
+            self.masks(pipe, call(steps=3), **options)[1].trace[2].kept
+            for options in ({}, {"score": "leave_one_out"}, {"score": "influence"})
+        ]
+        assert kept[0] == kept[1] != kept[2]
+
+    def test_a_second_picture_begins_anew(self, flux):
+        pipe, call = flux
+        one, two = (call(steps=4, references=[random_image(seed=seed)]) for seed in (3, 5))
+        alone, _ = self.masks(pipe, two)
+        with ToPiCover(ratio=0.5, **small)(pipe):
+            pipe(**one)
+            assert torch.equal(
+                pipe(**call(steps=4, references=[random_image(seed=5)])).images, alone
+            )
 
     def test_at_anchors_only(self, flux):
         pipe, call = flux

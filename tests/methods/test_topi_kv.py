@@ -1,5 +1,7 @@
 """ToPi-KV against attention rewritten by hand, and what each of its options does to the trace."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -107,6 +109,28 @@ def test_an_anchor_comes_with_the_drift(flux):
         assert [record.step for record in method.trace if record.anchor] == expected
 
 
+def test_drift_is_that_of_the_target_since_the_latest_anchor_in_the_scored_layers(flux):
+    """Of all layers the first one's keys drift least."""
+    pipe, call = flux
+    keys = {}
+
+    class Noting(ToPiKV):
+        def attend(self, call, layer, query, key, value, mask):
+            super().attend(call, layer, query, key, value, mask)
+            if layer == 0:
+                keys[call.step] = key[:, call.layout.targets].clone()
+
+    method = Noting(drift=0.155, first_anchor=1, layers=(0,), ratio=0.5)
+    run(method, pipe, call(steps=12))
+    anchors = [1]
+    for step in range(2, 11):
+        since = keys[anchors[-1]]
+        if step > anchors[-1] and (keys[step] - since).abs().mean() / since.abs().mean() > 0.155:
+            anchors.append(step + 1)
+    assert [record.step for record in method.trace if record.anchor] == anchors
+    assert len(anchors) > 2 and all(b - a > 2 for a, b in pairwise(anchors))
+
+
 def test_extrapolation_by_hand():
     """1 at time 0.9 and 3 at 0.7 make 4 at 0.6."""
     method, layout = ToPiKV(extrapolate=True), Layout(1, (1, 2), ((1, 2),))
@@ -119,6 +143,23 @@ def test_extrapolation_by_hand():
     key, value = method.stored(call, 0, None, None)
     assert key.shape == (1, 1, 1, 1)
     assert float(key) == float(value) == pytest.approx(4)
+
+
+def test_extrapolation_is_over_the_times_of_the_full_steps(qwen):
+    pipe, call = qwen
+    times, known = {}, {}
+
+    class Noting(ToPiKV):
+        def end(self, call):
+            super().end(call)
+            times[call.step] = call.timestep
+            known[call.step, call.branch] = list(self._times[call.branch])
+
+    method = Noting(extrapolate=True, first_anchor=1, update_every=2, **scored)
+    run(method, pipe, call(steps=5))
+    for branch in ("cond", "uncond"):
+        assert known[4, branch] == [times[step] for step in (0, 1, 3)]
+    assert len({*times.values()}) == 5
 
 
 def test_extrapolation_starts_from_the_steps_before_the_first_anchor(flux):
