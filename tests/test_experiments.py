@@ -4,14 +4,17 @@ from collections import Counter
 from functools import cache
 
 import pytest
+from small_cells import config_for
 
 from hydra_plugins.topi_sweeper import points
 from topi.compose import composed
 from topi.config import ConfigError, read_config
-from topi.experiment import build_method, check, label_of
+from topi.experiment import build_method, check, label_of, run
 from topi.methods import CACHES, METHODS
 from topi.report.artefacts import CURVES, FIG5, FIG10, FIG11, OURS, SHEETS, TEACACHE, all_labels
+from topi.report.references import METHODS as COMPARED
 from topi.report.suite import identity
+from topi.results import Store
 
 COUNTS = {"table1": 30, "table2": 7, "table3": 3, "table4": 2, "table5": 9, "table7": 1}
 COUNTS |= {"fig5": 3, "fig6": 3, "fig7": 1, "fig9": 1, "fig10": 7, "fig11": 2}
@@ -122,3 +125,32 @@ def test_every_grid_of_the_bench_is_a_curve():
         last = swept[-1]  # one is enough to see that it composes
         assert name in ("stacks", "ref_kv_causal") or len(swept) >= 3  # which has no knob
         assert label(tuple(last)).split()[0] in METHODS
+
+
+def test_references_are_counted_up_for_every_method():
+    swept = sweep("references", "smoke")
+    found = {
+        (label(tuple(o for o in point if o != counted)), counted)
+        for point in swept
+        for counted in point
+        if counted.startswith("data.references=")
+    }
+    assert {identity(name) for name, _ in found} == set(map(identity, COMPARED.values()))
+    assert {o for _, o in found} == {f"data.references={n}" for n in (1, 2, 4)}
+    assert len(found) == len(swept) == 3 * len(COMPARED)
+    assert {o for point in swept for o in point if o.startswith("model=")} == {
+        "model=tiny_qwen_plus"
+    }
+    assert sweep("references", "smoke", "data=mini_edit_plus", "data.references=2,4")
+
+
+@pytest.mark.parametrize("model", ["tiny_qwen_plus", "tiny_flux2"])
+def test_a_model_of_several_references_runs_with_more_than_it_needs(model, tmp_path):
+    for number in (1, 3):
+        more = (f"model={model}", "method=random", "data.count=1", f"data.references={number}")
+        run(config_for(tmp_path, *more))
+    one, three = sorted(Store(tmp_path).find_cells(), key=lambda cell: cell.rows[0]["n_reference"])
+    assert 3 * one.rows[0]["n_reference"] == three.rows[0]["n_reference"]
+    assert one.key != three.key and one.settings != three.settings
+    assert one.rows[0]["sample"] == three.rows[0]["sample"]  # by which numbers pair
+    assert three.manifest["config"]["data"]["references"] == 3

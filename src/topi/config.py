@@ -70,7 +70,8 @@ class DataConfig:
     count: int | None = None
     split: str = "evaluation"
     size: Any = 128  # pixels: a side, [height, width] or "mixed"
-    reference_size: Any = None  # of MiniEdit
+    reference_size: Any = None  # of MiniEdit, as the next
+    references: int | None = None  # more than the instruction needs
     path: str | None = None
     revision: str | None = None  # of AnyEdit, as all that follow
     per_type: int | None = None

@@ -350,7 +350,7 @@ def load_data(config: DataConfig) -> Dataset:
         )
     kind = {"mini_edit": MiniEdit, "mini_edit_plus": MiniEditPlus}[config.name]
     kind.verify()
-    return kind(config.split, config.size, config.count, config.reference_size)
+    return kind(config.split, config.size, config.count, config.reference_size, config.references)
 
 
 def label_of(config: Config, method: Method) -> str:

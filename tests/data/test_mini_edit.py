@@ -1,13 +1,15 @@
 """MiniEdit is deterministic, stratified, and its edits do what the instruction says."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from topi.data import CATEGORIES, MiniEdit
+from topi.data import CATEGORIES, MiniEdit, MiniEditPlus
 from topi.data.mini_edit import COUNTS, SHAPES, draw_pair
 from topi.data.tasks import EDIT_TYPES, EDITS, MOVE, PAN, PHRASES, TASKS
+from topi.errors import ToPiError
 
 SIZES = [(64, 64), (96, 96), (128, 128), (104, 152), (152, 104)]
 
@@ -180,6 +182,7 @@ def test_fingerprint_tells_settings_apart():
         ({"size": "large"}, '"mixed"'),
         ({"size": "mixed", "reference_size": 64}, "of its own"),
         ({"reference_size": 65}, "multiple of 8"),
+        ({"references": 0}, "too few: mini_edit needs 1 or more"),
         ({"count": 0}, "between 1 and"),
         ({"count": 513}, "between 1 and 512"),
         ({"split": "calibration", "count": 49}, "between 1 and 48"),
@@ -188,3 +191,46 @@ def test_fingerprint_tells_settings_apart():
 def test_bad_settings_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         MiniEdit(**arguments)
+
+
+# --------------------------------------------------------------------- more references than needed
+@pytest.mark.parametrize("cls", [MiniEdit, MiniEditPlus])
+def test_further_references_change_nothing_else(cls):
+    needed, three, four = cls(), cls(references=3), cls(references=4)
+    for i in (5, 2):
+        plain, more, most = needed[i], three[i], four[i]
+        assert (more.id, more.instruction, more.category) == (
+            plain.id,
+            plain.instruction,
+            plain.category,
+        )
+        assert more.target == plain.target and len(plain.references) == cls.needed
+        assert (len(more.references), len(most.references)) == (3, 4)
+        assert more.references[: cls.needed] == plain.references
+        assert most.references[:3] == more.references
+        assert len({image.tobytes() for image in most.references}) == 4
+        assert cls(references=4)[i].references == most.references
+    assert cls(references=cls.needed)[5].digest() == needed[5].digest()
+
+
+def test_further_references_are_scenes_of_their_own():
+    data = MiniEdit("evaluation", "mixed", references=3)
+    seen = [image.tobytes() for i in range(8) for image in data[i].references]
+    assert len(set(seen)) == 24
+    other = MiniEdit("calibration", "mixed", references=3)[1].references[2]
+    assert data[1].size == data[1].references[2].size[::-1] == other.size[::-1]
+    assert data[1].references[2] != other
+
+
+def test_the_number_of_references_makes_other_data():
+    prints = [MiniEdit("evaluation", 64, references=n).fingerprint() for n in (None, 1, 2, 3)]
+    assert prints[0] == prints[1] and len(set(prints)) == 3
+
+
+def test_a_needed_reference_that_differs_is_found_whatever_follows(monkeypatch):
+    data = MiniEdit(references=2)
+    drawn = data.draw(0)
+    swapped = replace(drawn, references=drawn.references[::-1])
+    monkeypatch.setattr(data, "draw", lambda index: swapped)
+    with pytest.raises(ToPiError, match="is not that of MiniEdit"):
+        data[0]

@@ -84,3 +84,8 @@ def test_what_is_drawn_is_known():
     assert task == "visual_reference"
     assert len(edit.edited.things) == len(edit.scene.things) + 1
     assert second.shape == (128, 128, 3)
+
+
+def test_two_references_are_needed():
+    with pytest.raises(ValueError, match="too few: mini_edit_plus needs 2"):
+        MiniEditPlus(references=1)

@@ -17,6 +17,7 @@ def test_results_on_the_frozen_samples_are_taken():
     check_result(about(MiniEdit("calibration", [64, 96]), size=[64, 96]))
     check_result(about(MiniEdit("evaluation", "mixed"), size="mixed"))
     check_result(about(MiniEditPlus("evaluation", 64), size=64))
+    check_result(about(MiniEdit("evaluation", 64, references=2), size=64, references=2))
 
 
 def test_results_on_others_are_refused():

@@ -35,6 +35,7 @@ QUALITY = (
     (r"dropped=merge", 27.0, 1.25, 0.6),
     (r"update_every=0", 29.0, 1.25, 0.6),
     (r"topi ratio=0\.5", 30.0, 1.25, 0.6),
+    (r"full$", np.inf, 1.0, 1.0),
     (r"tome.* ratio=([\d.]+)", lambda r: 30 - 10 * r, lambda r: 1 + 0.5 * r, 1.0),
     (r"toma.* ratio=([\d.]+) merge", lambda r: 29 - 12 * r, lambda r: 1 + r, 1.0),
     (r"toma.* ratio=([\d.]+)", lambda r: 31 - 8 * r, lambda r: 1 + 0.3 * r, 1.0),

@@ -8,6 +8,7 @@ its held-out samples are in the manifest (see `topi.data.manifest`).
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from topi.data import manifest
 from topi.data.drawing import Size
 from topi.data.sample import CATEGORIES, EditSample
+from topi.data.scene import random_scene
 from topi.data.tasks import EDITS, TASKS, Edit, resample, to_uint8
 
 #: The splits differ in the seed, so they share no sample.
@@ -110,6 +112,10 @@ class MiniEdit:
         size: of the target in pixels: a side, (height, width), or "mixed" for SHAPES in turn.
         count: all of the split, if not given.
         reference_size: of the reference, if it is not that of the target.
+        references: how many each sample has, if more than `needed`: behind those come scenes that
+            the instruction does not need, as large as the target. All else stays as it is, also the
+            id, so that numbers pair across it, and a sample's scenes are among those of a larger
+            number.
 
     Samples are checked against the manifest as they are drawn (ToPiError).
 
@@ -118,6 +124,8 @@ class MiniEdit:
     """
 
     name = "mini_edit"
+    needed = 1
+    """References that an instruction speaks of."""
 
     def __init__(
         self,
@@ -125,6 +133,7 @@ class MiniEdit:
         size: int | Sequence[int] | str = 128,
         count: int | None = None,
         reference_size: int | Sequence[int] | None = None,
+        references: int | None = None,
     ):
         if split not in SPLITS:
             raise ValueError(f"split={split!r} is unknown; choose from {', '.join(SPLITS)}")
@@ -135,6 +144,11 @@ class MiniEdit:
         self.split = split
         self.shapes = SHAPES if size == "mixed" else (_shape(size, reference_size),)
         self.key = f"{self.name}-{split}-{'mixed' if size == 'mixed' else label(*self.shapes[0])}"
+        self.references = self.needed if references is None else references
+        if self.references < self.needed:
+            raise ValueError(
+                f"references={references} is too few: {self.name} needs {self.needed} or more"
+            )
         self.count = COUNTS[split] if count is None else count
         if not 0 < self.count <= COUNTS[split]:
             raise ValueError(f"count={count} must be between 1 and {COUNTS[split]}, all of {split}")
@@ -159,7 +173,8 @@ class MiniEdit:
             raise IndexError(index)
         sample = self.draw(index)
         if index < len(manifest.hashes(self.key)):
-            manifest.check(self.key, index, sample)
+            needed = sample.references[: self.needed]
+            manifest.check(self.key, index, replace(sample, references=needed))
         else:
             self.verify()
         return sample
@@ -173,6 +188,8 @@ class MiniEdit:
         """The sample, whatever the manifest says."""
         size, reference_size = self.shapes[index % len(self.shapes)]
         edit, more, category, task = self.pair(index, size)
+        places = range(self.needed, self.references)
+        more += tuple(self._further(index, place, size) for place in places)
         references = (_reference(edit, reference_size), *map(to_uint8, more))
         return EditSample(
             id=f"{self.name}-{self.split}-{label(size, reference_size)}-{index:05d}",
@@ -184,6 +201,11 @@ class MiniEdit:
             size=size,
             objects=len(edit.scene.things),
         )
+
+    def _further(self, index: int, place: int, size: Size) -> np.ndarray:
+        """The scene at a place behind the references that are needed, [*size, 3]."""
+        rng = np.random.default_rng([SPLITS[self.split], index, place])
+        return random_scene(rng, size).render(size)
 
     def fingerprint(self) -> str:
         """A hash over the pixels and instructions of one round through all categories and tasks."""

@@ -130,12 +130,13 @@ def draw_plus(
 
 
 class MiniEditPlus(MiniEdit):
-    """The samples [0, count) of one split, with two references each; arguments as of MiniEdit.
+    """The samples [0, count) of one split, with two references each or more; else as MiniEdit.
 
     With `size="mixed"` or a `reference_size`, the second reference is as large as the target.
     """
 
     name = "mini_edit_plus"
+    needed = 2
 
     def pair(self, index: int, size: Size) -> tuple[Edit, tuple[np.ndarray, ...], str, str]:
         edit, second, task = draw_plus_edit(self.split, index, size)

@@ -23,7 +23,8 @@ def check_result(about: Mapping[str, Any]) -> None:
         return
     sizes = (data.get("size", 128), data.get("reference_size"))
     sizes = tuple(tuple(size) if isinstance(size, list) else size for size in sizes)
-    now = _fingerprint(data["name"], data.get("split", "evaluation"), *sizes)
+    split, references = data.get("split", "evaluation"), data.get("references")
+    now = _fingerprint(data["name"], split, *sizes, references)
     if now != about["data"]:
         raise ToPiError(
             f"the cell {about.get('key')} was computed on other samples than MiniEdit {VERSION} "
@@ -33,6 +34,8 @@ def check_result(about: Mapping[str, Any]) -> None:
 
 
 @cache
-def _fingerprint(name: str, split: str, size: Any, reference_size: Any) -> str:
+def _fingerprint(
+    name: str, split: str, size: Any, reference_size: Any, references: int | None
+) -> str:
     _DRAWN[name].verify()
-    return _DRAWN[name](split, size, None, reference_size).fingerprint()
+    return _DRAWN[name](split, size, None, reference_size, references).fingerprint()

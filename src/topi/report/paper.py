@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from topi.report import references
 from topi.report.artefacts import CURVES, FIG5, FIG10, FIG11, OURS, SHEETS, TEACACHE
 from topi.report.attention_figures import mass_by_layer, mass_by_step, token_relevance
 from topi.report.claim_list import CLAIMS
@@ -53,6 +54,7 @@ NEEDS = {
     "fig10": list(FIG10.values()),
     "fig10_curve": list(FIG10.values()),
     "fig11": list(FIG11.values()),
+    references.NAME: list(references.METHODS.values()),
 }
 """Artefact -> the labels of the cells it shows."""
 BUILDERS: dict[str, Callable[[Suite], TextTable]] = {
@@ -64,12 +66,14 @@ BUILDERS: dict[str, Callable[[Suite], TextTable]] = {
 }
 FIGURES = {**PAPER_FIGURES, "pareto": pareto, "pareto_categories": pareto_categories}
 """Name -> the function that draws it; None comes back where the store lacks its cells."""
+OPTIONAL = {references.NAME: references.references_figure}
+"""The same, for what a store need not have: a report does not ask for its cells."""
 ATTENTION: dict[str, Callable[[ProbeRun], object]] = {
     "fig1": mass_by_layer,
     "fig2": token_relevance,
     "fig3": mass_by_step,
 }
-MEASURED = ("table1_curves", "fig6", "pareto", "pareto_categories")
+MEASURED = ("table1_curves", "fig6", "pareto", "pareto_categories", references.NAME)
 """The figures that show measured speed, whose captions say how often it was timed."""
 CAPTIONS = {
     "fig1": (
@@ -131,6 +135,7 @@ CAPTIONS = {
         "PSNR to full over the measured speed-up, the FLOP-ideal one where not all was timed. ToPi "
         "is black; grey rings: settings that no other beats in both.",
     ),
+    references.NAME: (references.TITLE, references.CAPTION),
 }
 """Figure -> its title and caption."""
 
@@ -177,7 +182,10 @@ def build_paper(root: Path | str, out: Path | str) -> Paper:
     benches = load_benches(store.root)
     tables = [*build_tables(found), *filter(None, [breakdown_table(benches)])]
     tables += map(speed_table, benches)
-    figures, missing = build_figures(store, found, out / "figures")
+    series = references.series_of(found)
+    tables += map(references.references_table, series)
+    names = (*ATTENTION, *FIGURES, *(OPTIONAL if series else ()))
+    figures, missing = build_figures(store, found, out / "figures", names)
     figures += [_speed(bench, out / "figures") for bench in benches]
     _write_claims(judged, out)
     _write_tables(tables, out / "tables")
@@ -192,6 +200,8 @@ def _speed(bench: BenchRun, folder: Path) -> Drawn:
 
 def suites_of(name: str, found: Sequence[Suite]) -> list[Suite]:
     """The suites that an artefact shows: of each model the one that has most of its cells."""
+    if name == references.NAME:
+        return [suite for series in references.series_of(found) for suite in series.suites]
     several = name == "fig9"
     kinds = ("qwen_edit_plus",) if several else tuple(MODELS)
     found = [suite for suite in found if suite.kind in kinds]
@@ -243,7 +253,7 @@ def build_figures(
         if name in MEASURED:
             labels = labels_of(name, chosen)
             caption += " " + timing(suite.run(label) for suite in chosen for label in labels)
-        figure = FIGURES[name](store, chosen) if chosen else None
+        figure = {**FIGURES, **OPTIONAL}[name](store, chosen) if chosen else None
         if figure is None:
             experiment = name.partition("_")[0]
             missing.append(

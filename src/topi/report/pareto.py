@@ -96,7 +96,7 @@ def leaderboard(suite: Suite) -> TextTable:
         for number, (_, line) in enumerate(best.iterrows()):
             fields = [Text(f"≥ {level:g}×" if number == 0 else ""), Text(line["label"])]
             fields += [
-                Text(_shown(line, c), best=number == 0 and c.name == "psnr") for c in COLUMNS
+                Text(field_text(line, c), best=number == 0 and c.name == "psnr") for c in COLUMNS
             ]
             rows.append((*fields, Text("yes" if line["front"] else "")))
         frames.append(best.assign(level=level, rank=range(1, len(best) + 1)))
@@ -126,7 +126,8 @@ def leaderboard(suite: Suite) -> TextTable:
     )
 
 
-def _shown(line: pd.Series, column: Column) -> str:
+def field_text(line: pd.Series, column: Column) -> str:
+    """`cell_text`, with the interval of PSNR."""
     text = cell_text(line, column)
     if column.name == "psnr" and np.isfinite(line["psnr"]):
         text += f" [{line['psnr_low']:.2f}, {line['psnr_high']:.2f}]"

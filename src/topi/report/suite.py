@@ -22,6 +22,8 @@ SCORES = ("psnr", "ssim", "lpips")
 TIMES = ("seconds_full", "seconds_method", "scoring_seconds", "selection_seconds")
 MODELS = {"kontext": "Flux.1-Kontext", "qwen_edit": "Qwen-Image-Edit"}
 """Kind of a model -> the model of the paper that stands in the same place."""
+NEEDED = {"mini_edit": 1, "mini_edit_plus": 2}
+"""Data -> how many references an instruction needs, where that is known."""
 
 Identity = frozenset[tuple[str, str | float]]
 
@@ -198,6 +200,21 @@ class Suite:
         """The model of the paper in whose place this one stands."""
         return MODELS.get(self.kind)
 
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """The settings of its data, as a cell's manifest has them."""
+        return self.cells[0].manifest.get("config", {}).get("data", {})
+
+    @property
+    def needed(self) -> int:
+        """How many references its instructions need; 1 where that is not known."""
+        return NEEDED.get(self.data.get("name", ""), 1)
+
+    @property
+    def references(self) -> int:
+        """How many references its samples have; those needed where that is not known."""
+        return self.data.get("references") or self.needed
+
     @property
     def stand_in(self) -> bool:
         """Is it a small network in place of a real one?"""
@@ -325,16 +342,19 @@ def weights_of(found: Iterable[Suite]) -> dict[str, str]:
 def best_suites(found: Iterable[Suite], labels: Iterable[str]) -> list[Suite]:
     """For each model the suite that has most of these labels complete.
 
-    Of equals that of most cells, such as the one that Table 1 shows, and of these the newest.
-    Models that have none of them are left out.
+    Of equals that whose instructions need most references, then that of most cells, such as the one
+    that Table 1 shows, and of these the newest. Suites with references that no instruction needs
+    are left out, and models that have none of the labels.
     """
     labels = list(labels)
-    best: dict[str, tuple[int, int, int, str, Suite]] = {}
+    best: dict[str, tuple[int, int, int, int, str, Suite]] = {}
     for suite in found:
+        if suite.references > suite.needed:
+            continue
         done = sum(suite.state(label) == "complete" for label in labels)
         begun = sum(suite.state(label) != "missing" for label in labels)
-        rank = (done, begun, len(suite.cells), suite.created, suite)
-        if begun and (suite.model not in best or rank[:4] >= best[suite.model][:4]):
+        rank = (done, begun, suite.needed, len(suite.cells), suite.created, suite)
+        if begun and (suite.model not in best or rank[:-1] >= best[suite.model][:-1]):
             best[suite.model] = rank
     return [best[model][-1] for model in sorted(best)]
 
