@@ -1,7 +1,9 @@
 """The sweeps of the paper: each has the cells that its artefact shows, and no others."""
 
+import re
 from collections import Counter
 from functools import cache
+from pathlib import Path
 
 import pytest
 from small_cells import config_for
@@ -12,10 +14,12 @@ from topi.config import ConfigError, read_config
 from topi.experiment import build_method, check, label_of, run
 from topi.methods import CACHES, METHODS
 from topi.report.artefacts import CURVES, FIG5, FIG10, FIG11, OURS, SHEETS, TEACACHE, all_labels
+from topi.report.pareto import family
 from topi.report.references import METHODS as COMPARED
 from topi.report.suite import identity
 from topi.results import Store
 
+ROOT = Path(__file__).resolve().parents[1]
 COUNTS = {"table1": 30, "table2": 7, "table3": 3, "table4": 2, "table5": 9, "table7": 1}
 COUNTS |= {"fig5": 3, "fig6": 3, "fig7": 1, "fig9": 1, "fig10": 7, "fig11": 2}
 """Cells per model, counted by hand."""
@@ -118,13 +122,36 @@ def test_the_bench_has_every_method_and_every_cache():
     assert len(points_of["pareto"]) == len(swept)
 
 
+SINGLE = ("ref_kv_causal", "random_redrawn", "random_fixed", "topi_kv_live")
+"""Grids of one point: what has no knob, and other ways at one setting."""
+
+
+@pytest.mark.parametrize("size", ["smoke", "small", "paper"])
+def test_the_cells_of_the_bench_are_counted(size):
+    text = (ROOT / "experiments" / "pareto" / "README.md").read_text()
+    (written,) = re.findall(rf"\| `{size}` \| .*? \| (\d+) \|", text)
+    assert int(written) == len(sweep("pareto", size)) <= 2 * 110
+
+
 def test_every_grid_of_the_bench_is_a_curve():
     grids = composed(["experiment=pareto", "size=smoke"], hydra=True).hydra.sweeper.grids
     for name, grid in grids.items():
         swept = points({"model": "tiny_flux"}, {name: grid})
         last = swept[-1]  # one is enough to see that it composes
-        assert name in ("stacks", "ref_kv_causal") or len(swept) >= 3  # which has no knob
+        assert name in SINGLE or len(swept) >= 2
         assert label(tuple(last)).split()[0] in METHODS
+
+
+def test_searched_schedules_have_a_value_per_step():
+    found = composed(["experiment=pareto_searched"], hydra=True)
+    swept = points(found.hydra.sweeper.params, found.hydra.sweeper.grids)
+    for point in swept:
+        config = read_config(composed(["experiment=pareto_searched", *point]))
+        assert config.model["name"] == "kontext_standin"
+        method = build_method(config)
+        assert len(method.ratio) == len(method.depths) == config.model["steps"]
+        assert family(label_of(config, method)) == "dato, searched"
+    assert len(swept) == 4
 
 
 def test_references_are_counted_up_for_every_method():

@@ -30,6 +30,7 @@ def suite(paper_root):
 def test_curves_are_named_by_what_does_not_vary_along_them():
     assert family("topi tau=0.8") == family("topi tau=0.85") == "topi"
     assert family("tomesd") == family("tomesd ratio=0.25") == "tomesd"
+    assert family("topi_kv live=0.1 tau=0.85") == family("topi_kv update_every=3") == "topi_kv"
     assert family("toma ratio=0.25 merge_every=1") == "toma, merge_every=1"
     assert family("full cache=teacache cache.threshold=0.6") == "teacache"
     assert family("topi tau=0.85 cache=teacache") == "topi + teacache"
