@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from topi.data import CATEGORIES, EditSample, MiniEdit
+from topi.data.mini_edit_plus import MiniEditPlus
 from topi.evaluation import model_card
 from topi.evaluation.calibration import calibrate
 from topi.evaluation.held_out import compare, edit_batch, psnr
@@ -132,6 +133,45 @@ def test_card_is_written_beside_the_weights(card, calibration, editor, tmp_path)
     assert read_calibration(tmp_path / "calibration.json") == calibration
     assert Image.open(tmp_path / "edits.png").size == (6 * (3 * 64 + 8), 4 * 72)
     assert json.loads((tmp_path / "card.json").read_text())["quality"]["samples"] == 8
+
+
+class Painter:
+    """Edits with several references by painting the second one over the first."""
+
+    name = "painter"
+    config = ModelConfig("painter", "qwen_edit_plus", "standin", steps=1, height=64, width=64)
+
+    def edit(self, sample, seed=0):
+        return sample.references[1]
+
+
+def test_what_a_second_image_is_worth():
+    told = model_card.two_references(Painter(), 8)
+    assert (told["model"], told["samples"]) == ("painter", 8)
+    assert list(told["by_task"]) == [
+        "visual_reference/put",
+        "visual_material_transfer/material",
+        "visual_reference/swap",
+        "visual_material_transfer/background",
+    ]
+    samples = list(MiniEditPlus("evaluation", 64, 8))
+    for start, row in enumerate(told["by_task"].values()):
+        one, other = samples[start], samples[start + 4]
+        rows = [compare(each, each.references[1]) for each in (one, other)]
+        assert row["psnr"] == pytest.approx((rows[0]["psnr"] + rows[1]["psnr"]) / 2)
+        crossed = [compare(one, other.references[1]), compare(other, one.references[1])]
+        mean = sum(each["psnr_changed"] for each in crossed) / 2
+        assert row["psnr_changed_other"] == pytest.approx(mean)
+    background = told["by_task"]["visual_material_transfer/background"]
+    assert background["psnr_changed"] > background["psnr_changed_other"] + 3
+
+
+def test_the_card_shows_two_references(card):
+    told = card | {"two_references": model_card.two_references(Painter(), 4)}
+    text = model_card.render(told, RECIPE)
+    assert "| visual_reference/put |" in text and "two_references.png" in text
+    assert "Two references" not in model_card.render(card, RECIPE)
+    assert model_card.two_reference_grid(Painter(), 2).size == (4 * (4 * 64 + 8), 2 * 72)
 
 
 @pytest.mark.parametrize(

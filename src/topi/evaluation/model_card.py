@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -17,6 +17,7 @@ from rich.progress import track
 from topi.config import conf_folder
 from topi.data import CATEGORIES, EditSample, MiniEdit
 from topi.data.edit_check import check_edit
+from topi.data.mini_edit_plus import EDITS, MiniEditPlus
 from topi.evaluation.calibration import calibrate, ship
 from topi.evaluation.held_out import held_out_rows, psnr
 from topi.methods import make_method
@@ -36,6 +37,8 @@ HALF = {
     "checkerboard, fixed": ("checker", {}),
     "checkerboard, flipped at anchors": ("checker", {"flip": "anchor"}),
 }
+#: Stand-ins whose weights also serve a pipeline for several references, and that model's name.
+SEVERAL = {"qwen_standin": "qwen_plus_standin"}
 
 
 def _by_category(rows: Sequence[Mapping], column: str) -> dict[str, float | None]:
@@ -123,6 +126,40 @@ def pruning(
     }
 
 
+def two_references(editor: Editor, count: int) -> dict:
+    """PSNR to the true edit of edits that need a second image, and with another's in its place.
+
+    What the second image is worth inside the changed region is the difference of the two.
+
+    Args:
+        editor: of a pipeline for several references.
+        count: held-out samples of `MiniEditPlus`.
+    """
+    names = [
+        (task, edit.__name__)
+        for turn in zip(*EDITS.values(), strict=True)
+        for task, edit in zip(EDITS, turn, strict=True)
+    ]  # as the split cycles
+    samples = list(MiniEditPlus("evaluation", editor.config.height, count))
+    rows = held_out_rows(editor, samples)
+    others = samples[len(names) :] + samples[: len(names)]  # of the same kind of edit
+    swapped = held_out_rows(
+        editor,
+        [
+            replace(sample, references=(sample.references[0], other.references[1]))
+            for sample, other in zip(samples, others, strict=True)
+        ],
+    )
+    by_task = {}
+    for start, (task, edit) in enumerate(names):
+        chosen, misled = rows[start :: len(names)], swapped[start :: len(names)]
+        by_task[f"{task}/{edit}"] = {
+            column: fmean(row[column] for row in chosen)
+            for column in ("psnr", "copy_psnr", "psnr_changed", "copy_psnr_changed")
+        } | {"psnr_changed_other": fmean(row["psnr_changed"] for row in misled)}
+    return {"model": editor.name, "samples": len(rows), "by_task": by_task}
+
+
 def attention(calibration: Calibration) -> dict:
     """What the card tells of a calibration; calibration.json has the rest."""
     overall, categories = calibration.overall, calibration.by_category
@@ -185,15 +222,32 @@ def shown(rows: Sequence[Mapping]) -> dict[str, list[int]]:
 def picture_grid(editor: Editor, chosen: Mapping[str, Sequence[int]]) -> Image.Image:
     """Reference, edit and true edit of the samples of `shown`, one category per row."""
     evaluation = MiniEdit("evaluation", editor.config.height)
-    rows = []
-    for indices in chosen.values():
+    return _grid(
+        [
+            [(s.copy, editor.edit(s), s.target) for s in (evaluation[k] for k in indices)]
+            for indices in chosen.values()
+        ]
+    )
+
+
+def two_reference_grid(editor: Editor, rows: int = 4) -> Image.Image:
+    """First and second reference, edit and true edit: a column of each kind of edit."""
+    kinds = sum(map(len, EDITS.values()))
+    samples = list(MiniEditPlus("evaluation", editor.config.height, rows * kinds))
+    shown = [(*s.references, editor.edit(s), s.target) for s in samples]
+    return _grid([shown[k : k + kinds] for k in range(0, len(shown), kinds)])
+
+
+def _grid(rows: Sequence[Sequence[Sequence[Image.Image]]]) -> Image.Image:
+    """Pictures of one size: rows of groups, with white between the groups."""
+    lines = []
+    for groups in rows:
         cells = []
-        for sample in (evaluation[k] for k in indices):
-            images = (sample.copy, editor.edit(sample), sample.target)
+        for images in groups:
             cells += [np.asarray(image.convert("RGB")) for image in images]
             cells.append(np.full((cells[0].shape[0], 8, 3), 255, np.uint8))
-        rows += [np.concatenate(cells, 1), np.full((8, sum(c.shape[1] for c in cells), 3), 255)]
-    return Image.fromarray(np.concatenate(rows).astype(np.uint8))
+        lines += [np.concatenate(cells, 1), np.full((8, sum(c.shape[1] for c in cells), 3), 255)]
+    return Image.fromarray(np.concatenate(lines).astype(np.uint8))
 
 
 def render(card: Mapping, recipe: Mapping, curves: bool = False) -> str:
@@ -226,6 +280,12 @@ def write(card: Mapping, calibration: Calibration, grid: Image.Image, folder: Pa
     ship(calibration, folder)
 
 
+def _editor(model: str) -> Editor:
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        settings = compose("config", [f"model={model}"]).model
+    return load_editor(OmegaConf.to_container(settings))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure a shipped stand-in and write its card."""
     parser = argparse.ArgumentParser(prog="python -m topi.evaluation.model_card")
@@ -234,13 +294,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--calibration", type=int, default=48, help="samples for the layers")
     parser.add_argument("--samples", type=int, default=32, help="samples for pruning")
     args = parser.parse_args(argv)
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        settings = compose("config", [f"model={args.model}"]).model
-    editor = load_editor(OmegaConf.to_container(settings))
+    editor = _editor(args.model)
     data = MiniEdit("calibration", editor.config.height, args.calibration)
     calibration = calibrate(editor, data, more={"data": data.fingerprint()})
     card = measure(editor, calibration, args.held_out, args.samples)
     folder = weights_folder(args.model)
+    if several := SEVERAL.get(args.model):
+        plus = _editor(several)
+        card["two_references"] = two_references(plus, args.held_out // 4)
+        two_reference_grid(plus).save(folder / "two_references.png", optimize=True)
     write(card, calibration, picture_grid(editor, card["shown"]), folder)
     print(f"wrote {folder / 'README.md'}")
 
