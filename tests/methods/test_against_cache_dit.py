@@ -44,11 +44,12 @@ def _skipped_by_both(pipes, method, steps, calibrator=None, **config):
 
 
 @pytest.mark.parametrize(
-    ("threshold", "blocks", "warmup"), [(0.5, 1, 0), (0.7, 1, 0), (0.7, 2, 3), (0.3, 1, 0)]
+    ("threshold", "blocks", "warmup", "max_skips"),
+    [(0.5, 1, 0, None), (0.7, 1, 0, 1), (0.7, 2, 3, 2), (0.3, 1, 0, None)],
 )
-def test_first_block_cache(pipes, threshold, blocks, warmup):
+def test_first_block_cache(pipes, threshold, blocks, warmup, max_skips):
     method = FirstBlockCache(
-        "separate", threshold=threshold, first_blocks=blocks, warmup=warmup, rows="image"
+        "separate", threshold=threshold, first_blocks=blocks, warmup=warmup, max_skips=max_skips
     )
     skipped = _skipped_by_both(
         pipes,
@@ -57,6 +58,7 @@ def test_first_block_cache(pipes, threshold, blocks, warmup):
         Fn_compute_blocks=blocks,
         residual_diff_threshold=threshold,
         max_warmup_steps=warmup,
+        max_continuous_cached_steps=-1 if max_skips is None else max_skips,
     )
     assert [bool(steps) for steps in skipped] == [threshold > 0.3] * 2
 

@@ -8,7 +8,9 @@ from topi.errors import ToPiError
 from topi.methods import CACHES, make_cache
 from topi.methods.magcache import magnitude_ratio, nearest
 from topi.methods.taylorseer import backward_differences, taylor
+from topi.models import ModelFacts
 from topi.models.flux import FluxAdapter
+from topi.models.qwen import QwenAdapter
 
 
 def test_caches_are_found_under_their_names():
@@ -46,6 +48,13 @@ class TestFirstBlockCache:
         adds = ((1, 1, 1, 1), (1, 1, 9, 9), (1, 1, 5, 5))
         assert self.run(drive, column, adds) == "ccc"
         assert self.run(drive, column, adds, rows="target") == "css"
+
+    def test_at_most_so_many_in_a_row(self, drive, column):
+        assert self.run(drive, column, [1] * 8, max_skips=2) == "csscsscs"
+        assert self.run(drive, column, [1] * 4, max_skips=0) == "cccc"
+        assert self.run(drive, column, (1, 1, 2, 2, 2, 2), max_skips=2) == "cscssc"
+        with pytest.raises(ToPiError, match="max_skips=-1"):
+            FirstBlockCache(max_skips=-1)
 
     def test_the_residual_is_that_of_the_other_blocks(self, drive, column):
         inner = [column(1, 1, 1, 1), column(1.01, 1.01, 1.01, 1.01)]
@@ -129,6 +138,32 @@ class TestMagCache:
         assert nearest([1, 2, 3], 2) == [1, 3]
         assert nearest([1, 2, 3], 1) == [3]
 
+    def test_kontext_always_computes_one_step(self, drive, column):
+        """As the official script: the steps that stand for number 11 of 28, here of ratio 1."""
+        fit = {
+            "magcache": FluxAdapter.published_cache[19, 38]["magcache"] | {"ratios": (1.0,) * 28}
+        }
+        facts = ModelFacts("Flux", (19, 38), (("attention",),) * 57, None, fit)
+        zeros = column(0, 0, 0, 0)
+        did, _ = drive(MagCache(max_skips=99), [zeros] * 28, facts=facts)
+        assert did == "c" * 6 + "s" * 5 + "c" + "s" * 16
+        did, _ = drive(MagCache(max_skips=99), [zeros] * 55, facts=facts)
+        assert [step for step in range(11, 55) if did[step] == "c"] == [22]  # 21 and 23: 10 and 12
+        own = MagCache(max_skips=99, ratios=(1.0,) * 28)
+        assert drive(own, [zeros] * 28, facts=facts)[0] == "c" * 6 + "s" * 22
+        given = MagCache(ratios=(1.0,) * 5, retention=0, always=[0, 3])
+        assert drive(given, [zeros] * 5, facts=facts)[0] == "csscs"
+
+    def test_the_settings_of_qwen_image_edit(self, drive, column):
+        """Threshold 0.06 and 2 skips: with ratios of 0.98, errors of 0.02, 0.0396; of 1, skips."""
+        fit = QwenAdapter.published_cache[(60,)]
+        assert len(fit["magcache"]["ratios"]) == 50
+        for ratio, expected in ((0.98, "cc" + "sscssc"), (1.0, "cc" + "sscssc")):
+            known = {"magcache": fit["magcache"] | {"ratios": (ratio,) * 8}}
+            facts = ModelFacts("Qwen", (60,), (("attention",),) * 60, None, known)
+            assert drive(MagCache(), [column(0, 0, 0, 0)] * 8, facts=facts)[0] == expected
+        assert drive(MagCache(threshold=0.05), [column(0, 0, 0, 0)] * 8, facts=facts)[0] == expected
+
     def test_magnitude_ratio(self):
         before = torch.tensor([[[3.0, 4.0], [1.0, 0.0]]])
         assert magnitude_ratio(2 * before, before) == pytest.approx(2)
@@ -142,7 +177,14 @@ class TestMagCache:
             pass
 
     @pytest.mark.parametrize(
-        "params", [{"threshold": -1}, {"max_skips": -1}, {"retention": 2}, {"ratios": ()}]
+        "params",
+        [
+            {"threshold": -1},
+            {"max_skips": -1},
+            {"retention": 2},
+            {"ratios": ()},
+            {"always": (-1,)},
+        ],
     )
     def test_what_is_refused(self, params):
         with pytest.raises(ToPiError):

@@ -1,11 +1,13 @@
 """Reference-KV caching against models whose attention is rewritten by hand."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from topi import RefKV
 from topi.errors import ToPiError
-from topi.models import Layout, adapter_for
+from topi.models import Layout, ModelFacts, adapter_for
 
 KINDS = ["flux", "flux2", "qwen", "qwen_plus"]
 
@@ -132,9 +134,46 @@ def test_a_branch_that_comes_late_extracts_when_it_comes(qwen):
     ]
 
 
+@pytest.mark.parametrize("first_anchor", [0, 1])
+def test_an_anchor_comes_with_the_drift(flux, first_anchor):
+    """Of the target's keys in the middle layer, since the latest anchor."""
+    pipe, call = flux
+    keys = {}
+
+    class Noting(RefKV):
+        def attend(self, call, layer, query, key, value, mask):
+            super().attend(call, layer, query, key, value, mask)
+            if layer == 3:
+                keys[call.step] = key[:, call.layout.targets].clone()
+
+    with Noting(drift=0.15, first_anchor=first_anchor)(pipe) as method:
+        pipe(**call(steps=12))
+    anchors = [first_anchor]
+    for step in range(first_anchor + 1, 11):
+        since = keys[anchors[-1]]
+        if step > anchors[-1] and (keys[step] - since).abs().mean() / since.abs().mean() > 0.15:
+            anchors.append(step + 1)
+    assert [record.step for record in method.trace if record.anchor] == anchors
+    assert len(anchors) > 2 and all(b - a > 1 for a, b in pairwise(anchors))
+    assert not method._probes and not method._due  # freed, and the next picture begins anew
+    with RefKV(drift=9.0, first_anchor=first_anchor)(pipe) as method:
+        pipe(**call(steps=12))
+    assert [record.step for record in method.trace if record.anchor] == [first_anchor]
+
+
+def test_the_drift_is_looked_at_in_representative_layers():
+    facts = [ModelFacts("Flux", (2, 4), (("attention",),) * 6, layers) for layers in (None, (1, 4))]
+    method = RefKV(drift=0.1)
+    for each, layers in zip(facts, ({3}, {1, 4}), strict=True):
+        method.prepare(each)
+        assert method._watched == layers
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"drift": -1}, "drift=-1 must be a number of at least 0"),
+        ({"drift": 0.1, "causal": True}, "leave drift out"),
         ({"update_every": -1}, "update_every=-1"),
         ({"first_anchor": 0.5}, "first_anchor=0.5"),
         ({"front_layers": 6}, "front_layers=6 leaves none of the 6 layers"),

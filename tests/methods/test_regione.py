@@ -9,7 +9,7 @@ from topi import RefKV, RegionE
 from topi.engine import Call, CallRecord
 from topi.errors import ToPiError
 from topi.methods.regione import clean, edited_tokens, grow
-from topi.models import Layout
+from topi.models import Layout, ModelFacts
 from topi.models.tiny import random_image
 
 EARLY = {"first_anchor": 0, "update_every": 3, "last_full": 1}
@@ -47,6 +47,7 @@ class Drive:
 
     def __init__(self, **params):
         self.method = RegionE(**EARLY | {"last_full": 0} | params)
+        self.method.prepare(ModelFacts("Flux", (1, 1), (("attention",),) * 2, None))
 
     def begin(self, step, latents, branch="cond"):
         """What it is to compute, None for all."""
@@ -95,6 +96,25 @@ class TestRegionByStep:
             latents[0, 6, 1] += 0.5
             found = drive.begin(step, latents)
         assert found == [6]
+
+    def test_the_step_before_the_last_full_ones_is_no_anchor(self):
+        """RegionE runs 0 to 5, 15, 26 and 27 of 28 in full, not 25; here 7 of 10 is no anchor."""
+        drive, anchors, full = Drive(update_every=2, first_anchor=1, last_full=2), [], []
+        for step in range(10):
+            for branch in ("cond", "uncond"):
+                drive.begin(step, drive.along(step, 2), branch)
+                if drive.call.record.anchor:
+                    anchors.append((step, branch))
+                if drive.method.runs_in_full(drive.call):
+                    full.append((step, branch))
+        both = [(step, branch) for step in (1, 3, 5) for branch in ("cond", "uncond")]
+        assert anchors == both
+        assert {step for step, _ in full} == {0, 1, 3, 5, 8, 9}
+
+    def test_without_last_full_steps_the_last_one_may_be_an_anchor(self):
+        drive = Drive(last_full=0)
+        found = [drive.begin(step, drive.along(step, 2)) for step in range(10)]
+        assert [step for step in range(10) if found[step] is None] == [0, 3, 6, 9]
 
     def test_frozen_tokens_keep_the_output_of_the_anchor_of_their_branch(self):
         drive, anchors, outputs = Drive(), {}, torch.randn(6, 1, 24, 3)
@@ -159,6 +179,14 @@ def test_frozen_tokens_go_straight_on(tiny, kind, batch):
     assert straight.sum() == 64 - n_active
     uncond = {r.step: r.computed for r in method.trace if r.branch == "uncond"}
     assert all(records[step].computed == computed for step, computed in uncond.items())
+
+
+def test_thresholds_are_those_published_for_the_models(flux, qwen):
+    for pipe, threshold in ((flux[0], 0.93), (qwen[0], 0.8)):
+        for given, expected in ((None, threshold), (0.5, 0.5)):
+            method = RegionE(threshold=given)
+            with method(pipe):
+                assert method._threshold == expected
 
 
 def test_one_token_is_always_computed(flux):

@@ -129,6 +129,7 @@ def test_drift_is_that_of_the_target_since_the_latest_anchor_in_the_scored_layer
             anchors.append(step + 1)
     assert [record.step for record in method.trace if record.anchor] == anchors
     assert len(anchors) > 2 and all(b - a > 2 for a, b in pairwise(anchors))
+    assert not method._probes and not method._due  # freed, and the next picture begins anew
 
 
 def test_extrapolation_by_hand():
@@ -160,6 +161,7 @@ def test_extrapolation_is_over_the_times_of_the_full_steps(qwen):
     for branch in ("cond", "uncond"):
         assert known[4, branch] == [times[step] for step in (0, 1, 3)]
     assert len({*times.values()}) == 5
+    assert method.store_bytes == 0 and not method._times  # freed
 
 
 def test_extrapolation_starts_from_the_steps_before_the_first_anchor(flux):

@@ -39,6 +39,7 @@ class CallRecord:
         merged: layer -> (scope, image tokens computed there); layers that did not merge are absent.
         skipped_from: first layer that did not run, as what it and all later ones would have
             computed was predicted from earlier steps; None if all ran.
+        probed: the first block's normed input was computed beside the block, to decide on skipping.
         trimmed: the last block computed target tokens only.
         spans: what was timed of the call, by stage.
     """
@@ -59,6 +60,7 @@ class CallRecord:
     full_layout: Layout | None = None
     merged: dict[int, tuple[str, int]] = field(default_factory=dict)
     skipped_from: int | None = None
+    probed: bool = False
     trimmed: bool = False
     spans: dict[Stage, list[Span]] = field(default_factory=dict, repr=False, compare=False)
 

@@ -2,11 +2,11 @@
 
 A copy of the transformer without weights runs on the meta device, with the token counts that each
 call of the trace had, through the same hooks as the real one; PyTorch counts its matrix products.
-What a skipped call still runs is counted: the embeddings, and the output layers on target tokens.
-Not counted, as it is not the model's work: scoring and selection, the decision to skip, and the
-matching, merging and unmerging of merge methods. Neither are the VAE and the text encoders. The
-ratio therefore bounds the measured speed-up of the transformer from above (up to differences in
-utilisation).
+What a skipped call still runs is counted: the embeddings, what the decision to skip runs of the
+model (first blocks, or the modulation before the first one), and the output layers on target
+tokens. Not counted, as it is not the model's work: scoring and selection, and the matching, merging
+and unmerging of merge methods. Neither are the VAE and the text encoders. The ratio therefore
+bounds the measured speed-up of the transformer from above (up to differences in utilisation).
 """
 
 import inspect
@@ -62,7 +62,7 @@ class FlopCounter:
 
     def call(self, record: CallRecord) -> int:
         """FLOPs of one transformer call with the token counts of `record`."""
-        rows = (record.n_image, record.front_layers, record.alone, record.trimmed)
+        rows = (record.n_image, record.front_layers, record.alone, record.trimmed, record.probed)
         layers = (tuple(sorted(each.items())) for each in (record.merged, record.stored))
         shapes = (record.layout, record.batch, rows, *layers, record.skipped_from)
         if shapes not in self._counted:
@@ -144,13 +144,19 @@ class ShapesOf:
 
     def __init__(self, record: CallRecord) -> None:
         self.merges = bool(record.merged)
-        self.decides_before = (record.skipped_from,) if record.skipped else ()
+        self.decides_before = {0} if record.probed else set()
+        self.decides_before |= {record.skipped_from} if record.skipped else set()
         self.reuses = bool(record.stored) or record.alone
         self._merged, self._stored = dict(record.merged), dict(record.stored)
         self._alone = record.alone
 
-    def skip(self, call: Call, layer: int, block: BlockInput) -> Tensor:
-        return block.states[:, : call.layout.n_target]
+    def skip(self, call: Call, layer: int, block: BlockInput) -> Tensor | None:
+        if call.record.probed and layer == 0:
+            block.normed()
+        skipped = layer == call.record.skipped_from
+        return block.states[:, : call.layout.n_target] if skipped else None
+
+    def remember(self, call: Call, states: Tensor) -> None: ...
 
     def gather(self, call: Call, states: Tensor, rows: Tensor) -> Tensor:
         return states[:, rows]

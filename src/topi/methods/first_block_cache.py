@@ -20,11 +20,16 @@ ROWS = ("image", "target")
 
 @dataclass
 class FirstBlockMemory(Memory):
-    """Also the input of the first blocks, and what they added: now and at the computed step."""
+    """Also the input of the first blocks, what they added now and at the computed step, and skips.
+
+    Args:
+        skips: in a row, up to now.
+    """
 
     first: Tensor | None = None
     change: Tensor | None = None
     reference: Tensor | None = None
+    skips: int = 0
 
 
 @dataclass
@@ -38,6 +43,8 @@ class FirstBlockCache(TemporalCache):
             every step.
         first_blocks: how many blocks always run and are looked at.
         warmup: compute this many first steps.
+        max_skips: at most this many steps in a row, as cache-dit's max_continuous_cached_steps;
+            None: any number.
         rows: the change is over all "image" tokens, as in diffusers, or over "target" tokens.
     """
 
@@ -46,6 +53,7 @@ class FirstBlockCache(TemporalCache):
     threshold: float = 0.05
     first_blocks: int = 1
     warmup: int = 0
+    max_skips: int | None = None
     rows: Literal["image", "target"] = "image"
 
     def __post_init__(self) -> None:
@@ -54,6 +62,8 @@ class FirstBlockCache(TemporalCache):
             raise ToPiError("threshold must be a number.")
         check_whole("first_blocks", self.first_blocks, least=1)
         check_whole("warmup", self.warmup, least=0)
+        if self.max_skips is not None:
+            check_whole("max_skips", self.max_skips, least=0)
         check_one_of("rows", self.rows, ROWS)
 
     @property
@@ -93,6 +103,9 @@ class FirstBlockCache(TemporalCache):
         memory.change = after - memory.first
         if memory.reference is None or call.step < self.warmup:
             return False
+        memory.skips += 1
+        if self.max_skips is not None and memory.skips > self.max_skips:
+            return False
         return relative_change(memory.change, memory.reference) <= self.threshold
 
     def _looked_at(self, states: Tensor, call: Call) -> Tensor:
@@ -101,4 +114,4 @@ class FirstBlockCache(TemporalCache):
     def computed(self, call: Call, memory: FirstBlockMemory, states: Tensor) -> None:
         """This step is what the next ones are compared with."""
         super().computed(call, memory, states)
-        memory.reference = memory.change
+        memory.reference, memory.skips = memory.change, 0

@@ -43,33 +43,45 @@ class MagCache(TemporalCache):
     """Skip while sum |1 - product of magnitude ratios| stays small; no tensor decides.
 
     Args:
-        threshold: of that sum.
-        max_skips: at most this many steps in a row; 0 computes every step.
+        threshold: of that sum. None: the official one of the model, else 0.05.
+        max_skips: at most this many steps in a row; 0 computes every step. None: the official
+            number of the model, else 4.
         retention: share of the first steps that is always computed.
         ratios: each step's ||residual|| over that of the step before. None: the model's own,
-            published for FLUX.1 Kontext, measured by `topi fit-cache` for others. With another
-            number of steps the nearest ones are taken.
+            published for FLUX.1 Kontext and Qwen-Image-Edit, measured by `topi fit-cache` for
+            others. With another number of steps the nearest ones are taken.
+        always: numbers of ratios, from 0, whose steps are computed in any case. None: those of the
+            official script with the model's own ratios (11 for FLUX.1 Kontext), else none.
     """
 
     variants: ClassVar = {"magcache": {}}
-    fitted: ClassVar = ("ratios",)
+    fitted: ClassVar = ("ratios", "threshold", "max_skips", "always")
+    unfitted: ClassVar = {"threshold": 0.05, "max_skips": 4, "always": ()}
     needs_steps: ClassVar = True
 
-    threshold: float = 0.05
-    max_skips: int = 4
+    threshold: float | None = None
+    max_skips: int | None = None
     retention: float = 0.2
     ratios: tuple[float, ...] | None = None
+    always: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.threshold >= 0:
+        if self.threshold is not None and not self.threshold >= 0:
             raise ToPiError(f"threshold={self.threshold!r} must not be negative.")
-        check_whole("max_skips", self.max_skips, least=0)
+        if self.max_skips is not None:
+            check_whole("max_skips", self.max_skips, least=0)
         check_share("retention", self.retention)
         if self.ratios is not None:
             self.ratios = tuple(self.ratios)
             if not self.ratios:
                 raise ToPiError("ratios is empty; give one for each step.")
+            if self.always is None:  # the model's own belong to its own ratios
+                self.always = ()
+        if self.always is not None:
+            self.always = tuple(self.always)
+            for number in self.always:
+                check_whole("always", number, least=0)
 
     def new_memory(self) -> MagMemory:
         """Without any error."""
@@ -79,10 +91,13 @@ class MagCache(TemporalCache):
         """Is the error that has come together small?"""
         if call.step < int(self.retention * call.n_steps + 0.5):
             return False
-        memory.ratio *= nearest(self._fit["ratios"], call.n_steps)[call.step]
+        ratios = self._fit["ratios"]
+        at = nearest(range(len(ratios)), call.n_steps)[call.step]
+        memory.ratio *= ratios[at]
         memory.error += abs(1 - memory.ratio)
         memory.skips += 1
-        return memory.error <= self.threshold and memory.skips <= self.max_skips
+        small = memory.error <= self._fit["threshold"] and memory.skips <= self._fit["max_skips"]
+        return small and at not in self._fit["always"]
 
     def computed(self, call: Call, memory: MagMemory, states: Tensor) -> None:
         """The error starts anew."""

@@ -4,13 +4,16 @@ As FLUX.2-klein-KV does it in diffusers, for models that were not trained for it
 keys behind norm and RoPE, and values, of every layer; a cached step computes text and target only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
 
+from topi.errors import ToPiError
 from topi.methods.base import Call
 from topi.methods.kv_store import KVReuse
+from topi.methods.temporal import relative_change
+from topi.models import ModelFacts
 
 
 @dataclass
@@ -22,12 +25,17 @@ class RefKV(KVReuse):
             only, so that reuse is exact; but no step is the unmodified one, as Kontext and
             Qwen-Image-Edit were trained with references that attend to text and target.
             False: anchors are the unmodified step, and reuse is off by what has changed since.
+        drift: an anchor comes when the target's keys in a representative layer, or in the middle
+            one if none is known, have changed by more than this (mean absolute, relative) since the
+            last one, not every `update_every` steps; to see it, every step waits for the device in
+            each of these layers.
     """
 
     variants: ClassVar = {
         "ref_kv": {"causal": False},
         "ref_kv_causal": {
             "causal": True,
+            "drift": None,
             "update_every": 0,
             "first_anchor": 0,
             "front_layers": 0,
@@ -35,6 +43,48 @@ class RefKV(KVReuse):
     }
 
     causal: bool = False
+    drift: float | None = None
+    _watched: frozenset[int] = field(default=frozenset(), init=False, repr=False, compare=False)
+    _probes: dict[tuple[str, int], Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _due: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.drift is not None and not self.drift >= 0:
+            raise ToPiError(f"drift={self.drift!r} must be a number of at least 0.")
+        if self.causal and self.drift is not None:
+            raise ToPiError("Causal references do not change with the target; leave drift out.")
+
+    def prepare(self, model: ModelFacts) -> None:
+        """Settle where the drift is looked at."""
+        super().prepare(model)
+        self._watched = frozenset(model.representative_layers or (model.depth // 2,))
+
+    def reset(self) -> None:
+        """Also forget the target's keys."""
+        super().reset()
+        self._probes, self._due = {}, set()
+
+    def is_anchor(self, step: int) -> bool:
+        """On schedule, or where the drift has become too large."""
+        if self.drift is None:
+            return super().is_anchor(step)
+        return step == self.first_anchor or step in self._due
+
+    def attend(
+        self, call: Call, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> None:
+        """Also see how far the target's keys have drifted."""
+        super().attend(call, layer, query, key, value, mask)
+        if self.drift is None or layer not in self._watched or call.step < self.first_anchor:
+            return
+        targets = key[:, call.layout.targets]
+        if call.record.anchor:
+            self._probes[call.branch, layer] = targets.clone()
+        elif relative_change(targets, self._probes[call.branch, layer]) > self.drift:
+            self._due.add(call.step + 1)
 
     def runs_alone(self, call: Call) -> bool:
         """Klein's extraction."""

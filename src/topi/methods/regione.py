@@ -14,6 +14,7 @@ from torch import Tensor
 from topi.errors import ToPiError
 from topi.methods.base import Call, check_whole
 from topi.methods.kv_store import KVReuse, Pair, take
+from topi.models import ModelFacts
 
 
 def edited_tokens(final: Tensor, reference: Tensor, threshold: float) -> Tensor:
@@ -46,6 +47,10 @@ def grow(mask: Tensor) -> Tensor:
     return grown.reshape(mask.shape) > 0
 
 
+THRESHOLDS = {"QwenImageTransformer2DModel": 0.8}
+"""RegionE's own for Qwen-Image-Edit; for FLUX.1 Kontext, and here for all others, it is 0.93."""
+
+
 @dataclass
 class RegionE(KVReuse):
     """Compute the edited target tokens only; the others go on as the last anchor sent them.
@@ -57,17 +62,19 @@ class RegionE(KVReuse):
     always is. Target and first reference must have one grid. Batches freeze what all samples do.
 
     Args:
-        threshold: up to which cosine similarity to the reference a token is edited; RegionE has
-            0.93 for FLUX.1 Kontext and 0.8 for Qwen-Image-Edit.
+        threshold: up to which cosine similarity to the reference a token is edited. None: that of
+            RegionE, 0.93 for FLUX.1 Kontext and 0.8 for Qwen-Image-Edit.
         first_anchor: the last step of RegionE's warm-up of six.
-        last_full: so many last steps compute all.
+        last_full: so many last steps compute all. Frozen tokens go on up to them: the step before
+            is no anchor, as in RegionE's 28 steps, where 15, 26 and 27 run in full but not 25.
     """
 
     variants: ClassVar = {"regione": {"front_layers": 0}}
 
     first_anchor: int = 5
-    threshold: float = 0.93
+    threshold: float | None = None
     last_full: int = 2
+    _threshold: float = field(default=0.93, init=False, repr=False, compare=False)
     _active: Tensor | None = field(default=None, init=False, repr=False, compare=False)
     _at_anchor: tuple[Tensor, float] | None = field(
         default=None, init=False, repr=False, compare=False
@@ -79,8 +86,15 @@ class RegionE(KVReuse):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole("last_full", self.last_full, least=0)
-        if not isinstance(self.threshold, int | float) or self.threshold != self.threshold:
+        threshold = 0 if self.threshold is None else self.threshold
+        if not isinstance(threshold, int | float) or threshold != threshold:
             raise ToPiError(f"threshold={self.threshold!r} must be a number.")
+
+    def prepare(self, model: ModelFacts) -> None:
+        """Settle the threshold."""
+        super().prepare(model)
+        published = THRESHOLDS.get(model.name, 0.93)
+        self._threshold = published if self.threshold is None else self.threshold
 
     def reset(self) -> None:
         """Also forget the region."""
@@ -119,10 +133,17 @@ class RegionE(KVReuse):
         velocity = (target - before[:, :g]) / (call.timestep - then)
         final = target - call.timestep * velocity
         pictures = (each.unflatten(1, grid) for each in (final, reference))
-        edited = edited_tokens(*pictures, self.threshold).flatten(1).any(0)
+        edited = edited_tokens(*pictures, self._threshold).flatten(1).any(0)
         if not edited.any():
             edited[F.cosine_similarity(final, reference, dim=-1).amin(0).argmin()] = True
         return edited.nonzero().flatten().cpu()
+
+    def anchors(self, call: Call) -> bool:
+        """By the schedule, but where it freezes tokens not just before the last steps."""
+        freezes = self._active is not None and call.branch in self._store.pairs
+        if freezes and self.last_full and call.step + 1 >= call.n_steps - self.last_full:
+            return False
+        return super().anchors(call)
 
     def runs_in_full(self, call: Call) -> bool:
         """Also the last steps."""

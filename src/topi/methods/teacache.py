@@ -78,7 +78,7 @@ class TeaCache(TemporalCache):
 
     def may_skip(self, call: Call, block: BlockInput, memory: TeaMemory) -> bool:
         """Is the accumulated change below the threshold?"""
-        signal = block.normed()
+        signal, call.record.probed = block.normed(), True
         if memory.signal is not None:
             change = relative_change(signal, memory.signal)
             memory.drift += rescale(change, self._fit["coefficients"], self._fit["ceiling"])

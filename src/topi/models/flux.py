@@ -34,14 +34,15 @@ class FluxAdapter(Adapter):
                 ),
                 "ceiling": 0.2,
             },
-            # MagCache's own calibration for Kontext at 28 steps
+            # MagCache's own calibration for Kontext at 28 steps, of which it always computes one
             "magcache": {
                 "ratios": (
                     *(1.0, 1.19531, 1.07812, 1.02344, 1.03125, 1.00781, 1.02344),
                     *(1.01562, 1.01562, 1.0, 1.01562, 1.0, 1.00781, 1.0),
                     *(1.00781, 1.0, 1.00781, 0.99609, 1.01562, 0.99219, 1.0),
                     *(0.99219, 0.98438, 0.99609, 0.96484, 0.96094, 0.9375, 0.93359),
-                )
+                ),
+                "always": (11,),
             },
         }
     }

@@ -19,8 +19,25 @@ class QwenAdapter(Adapter):
     transformer_class = "QwenImageTransformer2DModel"
     published_layers: ClassVar = {(60,): (35, 37, 42)}  # appendix C.3
     published_cache: ClassVar = {
-        # The fit for the Qwen-Image family in vllm-omni, there called empirical; negative at 0
-        (60,): {"teacache": {"coefficients": (-450.0, 280.0, -45.0, 3.2, -0.02), "ceiling": 0.2}}
+        (60,): {
+            # The fit for the Qwen-Image family in vllm-omni, there called empirical; negative at 0
+            "teacache": {"coefficients": (-450.0, 280.0, -45.0, 3.2, -0.02), "ceiling": 0.2},
+            # MagCache's own for Qwen-Image-Edit: calibration of the first branch at 50 steps
+            "magcache": {
+                "ratios": (
+                    *(1.0, 1.41406, 1.09375, 1.3125, 1.20312, 1.0625, 1.125),
+                    *(1.14062, 1.17969, 1.09375, 1.10938, 1.10938, 1.07031, 1.04688),
+                    *(1.09375, 1.03906, 1.0625, 1.04688, 1.0625, 1.04688, 1.07031),
+                    *(1.03125, 1.03906, 1.03906, 1.02344, 1.01562, 1.03125, 1.00781),
+                    *(1.01562, 1.00781, 1.01562, 1.0, 1.0, 0.98828, 0.98047),
+                    *(0.98047, 0.97266, 0.92578, 0.94922, 0.98438, 0.89844, 0.91797),
+                    *(0.92188, 0.84375, 0.82812, 0.78516, 0.87891, 0.71094, 0.56641),
+                    *(0.50781,),
+                ),
+                "threshold": 0.06,
+                "max_skips": 2,
+            },
+        }
     }
 
     def stacks(self) -> tuple[nn.ModuleList, ...]:
