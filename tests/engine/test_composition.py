@@ -1,7 +1,6 @@
 """Methods beside what else is done to a pipeline: the same output as without it, or a refusal."""
 
 import copy
-import importlib.util
 from pathlib import Path
 
 import pytest
