@@ -155,7 +155,9 @@ def test_an_anchor_comes_with_the_drift(flux, first_anchor):
             anchors.append(step + 1)
     assert [record.step for record in method.trace if record.anchor] == anchors
     assert len(anchors) > 2 and all(b - a > 1 for a, b in pairwise(anchors))
-    assert not method._probes and not method._due  # freed, and the next picture begins anew
+    assert (
+        not method._drift.anchored and not method._drift.due
+    )  # freed, and the next picture begins anew
     with RefKV(drift=9.0, first_anchor=first_anchor)(pipe) as method:
         pipe(**call(steps=12))
     assert [record.step for record in method.trace if record.anchor] == [first_anchor]

@@ -129,7 +129,9 @@ def test_drift_is_that_of_the_target_since_the_latest_anchor_in_the_scored_layer
             anchors.append(step + 1)
     assert [record.step for record in method.trace if record.anchor] == anchors
     assert len(anchors) > 2 and all(b - a > 2 for a, b in pairwise(anchors))
-    assert not method._probes and not method._due  # freed, and the next picture begins anew
+    assert (
+        not method._drift.anchored and not method._drift.due
+    )  # freed, and the next picture begins anew
 
 
 def test_extrapolation_by_hand():

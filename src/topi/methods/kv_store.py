@@ -6,8 +6,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from topi.errors import ToPiError
 from topi.methods.base import Call
 from topi.methods.schedule import AnchorSchedule
+from topi.methods.temporal import relative_change
 
 Pair = tuple[Tensor, Tensor]
 
@@ -49,6 +51,32 @@ class KVStore:
         return sum(
             each.nbytes for pairs in self.pairs.values() for pair in pairs.values() for each in pair
         )
+
+
+@dataclass
+class Drift:
+    """How far the target's keys have moved from those of the last anchor, in some layers.
+
+    Args:
+        due: steps that are to be anchors, as some layer's keys had moved too far in the one before.
+    """
+
+    due: set[int] = field(default_factory=set)
+    anchored: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    def see(self, call: Call, layer: int, key: Tensor, most: float) -> None:
+        """Look at a layer's key [B, S, H, D]; `most` is a mean absolute, relative change."""
+        targets = key[:, call.layout.targets]
+        if call.record.anchor:
+            self.anchored[call.branch, layer] = targets.clone()
+        elif relative_change(targets, self.anchored[call.branch, layer]) > most:
+            self.due.add(call.step + 1)
+
+
+def check_drift(drift: float | None) -> None:
+    """Raises ToPiError for what is neither None nor a number of at least 0."""
+    if drift is not None and not drift >= 0:
+        raise ToPiError(f"drift={drift!r} must be a number of at least 0.")
 
 
 @dataclass

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from topi.errors import ToPiError
 from topi.methods.base import Call
-from topi.methods.kv_store import KVReuse
-from topi.methods.temporal import relative_change
+from topi.methods.kv_store import Drift, KVReuse, check_drift
 from topi.models import ModelFacts
 
 
@@ -45,15 +44,11 @@ class RefKV(KVReuse):
     causal: bool = False
     drift: float | None = None
     _watched: frozenset[int] = field(default=frozenset(), init=False, repr=False, compare=False)
-    _probes: dict[tuple[str, int], Tensor] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-    _due: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
+    _drift: Drift = field(default_factory=Drift, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.drift is not None and not self.drift >= 0:
-            raise ToPiError(f"drift={self.drift!r} must be a number of at least 0.")
+        check_drift(self.drift)
         if self.causal and self.drift is not None:
             raise ToPiError("Causal references do not change with the target; leave drift out.")
 
@@ -65,26 +60,22 @@ class RefKV(KVReuse):
     def reset(self) -> None:
         """Also forget the target's keys."""
         super().reset()
-        self._probes, self._due = {}, set()
+        self._drift = Drift()
 
     def is_anchor(self, step: int) -> bool:
         """On schedule, or where the drift has become too large."""
         if self.drift is None:
             return super().is_anchor(step)
-        return step == self.first_anchor or step in self._due
+        return step == self.first_anchor or step in self._drift.due
 
     def attend(
         self, call: Call, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> None:
         """Also see how far the target's keys have drifted."""
         super().attend(call, layer, query, key, value, mask)
-        if self.drift is None or layer not in self._watched or call.step < self.first_anchor:
-            return
-        targets = key[:, call.layout.targets]
-        if call.record.anchor:
-            self._probes[call.branch, layer] = targets.clone()
-        elif relative_change(targets, self._probes[call.branch, layer]) > self.drift:
-            self._due.add(call.step + 1)
+        watched = layer in self._watched and call.step >= self.first_anchor
+        if self.drift is not None and watched:
+            self._drift.see(call, layer, key, self.drift)
 
     def runs_alone(self, call: Call) -> bool:
         """Klein's extraction."""

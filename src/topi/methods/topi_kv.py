@@ -13,8 +13,7 @@ from torch import Tensor
 from topi.engine.transfer import send, send_all
 from topi.errors import ToPiError
 from topi.methods.base import Call, check_one_of, check_share, check_whole
-from topi.methods.kv_store import KVReuse, KVStore, Pair, take
-from topi.methods.temporal import relative_change
+from topi.methods.kv_store import Drift, KVReuse, KVStore, Pair, check_drift, take
 from topi.methods.topi import static_set
 from topi.methods.topi_cover import ToPiCover
 from topi.models import Layout, ModelFacts
@@ -76,10 +75,7 @@ class ToPiKV(KVReuse, ToPiCover):
     _layer_kept: dict[str, dict[int, Tensor]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
-    _probes: dict[tuple[str, int], Tensor] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-    _due: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
+    _drift: Drift = field(default_factory=Drift, init=False, repr=False, compare=False)
     _renewed: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
     _live: dict[str, tuple[int, Tensor, Tensor]] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -92,8 +88,7 @@ class ToPiKV(KVReuse, ToPiCover):
         check_share("live", self.live)
         if self.live and self.extrapolate:
             raise ToPiError("live tokens are up to date; leave extrapolate off.")
-        if self.drift is not None and not self.drift >= 0:
-            raise ToPiError(f"drift={self.drift!r} must be a number of at least 0.")
+        check_drift(self.drift)
         if self.batch_mask != "union":
             raise ToPiError("A store has one set of tokens for a batch; leave batch_mask=union.")
         if self.per_layer and self.covers:
@@ -119,14 +114,14 @@ class ToPiKV(KVReuse, ToPiCover):
         """Free all stores."""
         super().reset()
         self._before, self._times, self._seen = KVStore(), {}, {}
-        self._layer_scores, self._layer_kept, self._probes, self._due = {}, {}, {}, set()
+        self._layer_scores, self._layer_kept, self._drift = {}, {}, Drift()
         self._renewed, self._live = {}, {}
 
     def is_anchor(self, step: int) -> bool:
         """On schedule, or where the drift has become too large."""
         if self.drift is None:
             return super().is_anchor(step)
-        return step == self.first_anchor or step in self._due
+        return step == self.first_anchor or step in self._drift.due
 
     def fills_store(self, call: Call) -> bool:
         """Anchors; to extrapolate from, all steps that run in full."""
@@ -153,13 +148,9 @@ class ToPiKV(KVReuse, ToPiCover):
             pair = self._store.get(call.branch, layer)
             for stored, new in zip(pair, (key, value), strict=True):
                 stored[:, rows] = new[:, -len(live) :]
-        if self.drift is None or layer not in self._layers or call.step < self.first_anchor:
-            return
-        targets = key[:, call.layout.targets]
-        if call.record.anchor:
-            self._probes[call.branch, layer] = targets.clone()
-        elif relative_change(targets, self._probes[call.branch, layer]) > self.drift:
-            self._due.add(call.step + 1)
+        watched = layer in self._layers and call.step >= self.first_anchor
+        if self.drift is not None and watched:
+            self._drift.see(call, layer, key, self.drift)
 
     def add_scores(self, call: Call, layer: int, scores: Tensor) -> None:
         """By layer, where each has tokens of its own."""
