@@ -10,6 +10,7 @@ from PIL import Image
 
 from topi.data import MiniEdit
 from topi.data.mini_edit import draw_pair
+from topi.data.mini_edit_plus import MiniEditPlus
 from topi.errors import ToPiError
 from topi.evaluation.held_out import held_out_rows
 from topi.evaluation.model_card import render
@@ -25,6 +26,14 @@ from topi.models.text import TEXT_DIM, TEXT_TOKENS, PromptCache
 def editor():
     settings = dict(source="standin", steps=20, height=128, width=128)
     return load_editor(dict(name="kontext_standin", kind="kontext", **settings))
+
+
+QWEN = dict(source="standin", steps=10, height=128, width=128, true_cfg=1.5, negative_prompt=" ")
+
+
+@pytest.fixture(scope="module")
+def qwen_editor():
+    return load_editor(dict(name="qwen_standin", kind="qwen_edit", **QWEN))
 
 
 def test_block_transform_is_an_autoencoder():
@@ -78,16 +87,50 @@ def test_shipped_model_makes_the_edits_it_is_asked_for(editor):
     assert all(np.mean(gain) > 2 for gain in gains.values()), gains
 
 
-def test_model_card_is_of_these_weights(editor):
-    card = json.loads((standin.weights_folder() / "card.json").read_text())
-    recipe = json.loads((standin.weights_folder() / "recipe.json").read_text())
+def test_the_second_model_makes_the_edits_it_is_asked_for(qwen_editor):
+    assert type(qwen_editor.pipe).__name__ == "QwenImageEditPipeline"
+    # the first of each category, but for a new object, which the card says it draws badly
+    rows = held_out_rows(qwen_editor, [MiniEdit("evaluation")[i] for i in (0, 1, 2, 7)])
+    assert len({row["category"] for row in rows}) == 4
+    gains = [row["psnr_changed"] - row["copy_psnr_changed"] for row in rows]
+    assert min(gains) > 2, gains
+
+
+def test_guidance_means_something(qwen_editor):
+    """The negative prompt counts: without it, and so without guidance, the edit is another one."""
+    sample = MiniEdit("evaluation")[1]
+    guided = qwen_editor.arguments(sample, 0)
+    images = [
+        qwen_editor.pipe(**{**qwen_editor.arguments(sample, 0), "true_cfg_scale": scale}).images[0]
+        for scale in (guided["true_cfg_scale"], 1.0)
+    ]
+    assert guided["true_cfg_scale"] > 1
+    assert np.abs(np.subtract(*(np.asarray(image, int) for image in images))).max() > 8
+
+
+def test_the_second_model_takes_from_a_second_image():
+    options = {"weights": "qwen_standin"}
+    editor = load_editor(dict(name="plus", kind="qwen_edit_plus", options=options, **QWEN))
+    assert type(editor.pipe).__name__ == "QwenImageEditPlusPipeline"
+    rows = held_out_rows(editor, [MiniEditPlus("evaluation")[i] for i in (1, 3)])
+    assert [row["task"] for row in rows] == ["visual_material_transfer"] * 2
+    gains = [row["psnr_changed"] - row["copy_psnr_changed"] for row in rows]
+    assert min(gains) > 5, gains
+
+
+@pytest.mark.parametrize(("name", "samples"), [("kontext_standin", 256), ("qwen_standin", 96)])
+def test_model_card_is_of_these_weights(name, samples, editor, qwen_editor):
+    editor = {"kontext_standin": editor, "qwen_standin": qwen_editor}[name]
+    folder = standin.weights_folder(name)
+    card = json.loads((folder / "card.json").read_text())
+    recipe = json.loads((folder / "recipe.json").read_text())
     assert card["weights"] == editor.fingerprint()
-    assert card["quality"]["samples"] >= 256 and card["calibration"]["samples"] >= 48
+    assert card["quality"]["samples"] >= samples and card["calibration"]["samples"] >= 48
     assert tuple(card["calibration"]["layers"]) == tuple(
         editor.transformer.config["representative_layers"]
     )
-    written = (standin.weights_folder() / "README.md").read_text()
-    curves = (standin.weights_folder() / "curves.png").exists()
+    written = (folder / "README.md").read_text()
+    curves = (folder / "curves.png").exists()
     assert written == render(card, recipe, curves)  # nobody edits the numbers by hand
 
 
