@@ -1,6 +1,6 @@
 """Figure 11: the mask renewed or drawn once; cells of `experiment=fig11`."""
 
-from topi.report.script import draw_figures
+from topi.report.script import draw
 
 if __name__ == "__main__":
-    draw_figures(__doc__, "fig11")
+    draw(__doc__, figures=("fig11",))

@@ -1,6 +1,6 @@
 """Figure 6: ToPi with TeaCache; cells of `experiment=fig6`."""
 
-from topi.report.script import draw_figures
+from topi.report.script import draw
 
 if __name__ == "__main__":
-    draw_figures(__doc__, "fig6")
+    draw(__doc__, figures=("fig6",))

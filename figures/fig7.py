@@ -1,6 +1,6 @@
 """Figure 7: the tokens kept at each anchor; cells of `experiment=fig7`."""
 
-from topi.report.script import draw_figures
+from topi.report.script import draw
 
 if __name__ == "__main__":
-    draw_figures(__doc__, "fig7")
+    draw(__doc__, figures=("fig7",))

@@ -1,6 +1,6 @@
 """Figure 9: several references; cells of `experiment=fig9`."""
 
-from topi.report.script import draw_figures
+from topi.report.script import draw
 
 if __name__ == "__main__":
-    draw_figures(__doc__, "fig9")
+    draw(__doc__, figures=("fig9",))

@@ -1,6 +1,6 @@
 """Quality and speed over the number of references; `experiment=references`."""
 
-from topi.report.script import draw_figures
+from topi.report.script import draw
 
 if __name__ == "__main__":
-    draw_figures(__doc__, "references")
+    draw(__doc__, figures=("references",), tables=("references",))

@@ -14,6 +14,8 @@ from topi.config import ConfigError, read_config
 from topi.experiment import build_method, check, label_of, run
 from topi.methods import CACHES, METHODS
 from topi.report.artefacts import CURVES, FIG5, FIG10, FIG11, OURS, SHEETS, TEACACHE, all_labels
+from topi.report.ours import EQUAL_COUNT
+from topi.report.paper import NEEDS
 from topi.report.pareto import family
 from topi.report.references import METHODS as COMPARED
 from topi.report.suite import identity
@@ -133,13 +135,15 @@ def test_the_cells_of_the_bench_are_counted(size):
     assert int(written) == len(sweep("pareto", size)) <= 2 * 110
 
 
-def test_every_grid_of_the_bench_is_a_curve():
+def test_every_grid_of_the_bench_is_a_curve_of_methods_that_can_be_built():
     grids = composed(["experiment=pareto", "size=smoke"], hydra=True).hydra.sweeper.grids
     for name, grid in grids.items():
         swept = points({"model": "tiny_flux"}, {name: grid})
-        last = swept[-1]  # one is enough to see that it composes
         assert name in SINGLE or len(swept) >= 2
-        assert label(tuple(last)).split()[0] in METHODS
+        # a knob's values do not matter, but not every method goes with every cache
+        of_a_kind = {tuple(o for o in p if o.startswith(("method=", "cache="))): p for p in swept}
+        for point in of_a_kind.values():
+            assert label(tuple(point)).split()[0] in METHODS
 
 
 def test_searched_schedules_have_a_value_per_step():
@@ -152,6 +156,14 @@ def test_searched_schedules_have_a_value_per_step():
         assert len(method.ratio) == len(method.depths) == config.model["steps"]
         assert family(label_of(config, method)) == "dato, searched"
     assert len(swept) == 4
+
+
+def test_choices_are_compared_with_as_many_tokens():
+    swept = sweep("equal_count", "smoke", "model=tiny_flux")
+    found = [label(tuple(point)) for point in swept]
+    assert len(found) == len(set(found)) == 7
+    assert set(map(identity, found)) == set(map(identity, NEEDS[EQUAL_COUNT]))
+    assert len(sweep("equal_count", "small")) == 14
 
 
 def test_references_are_counted_up_for_every_method():
@@ -181,3 +193,14 @@ def test_a_model_of_several_references_runs_with_more_than_it_needs(model, tmp_p
     assert one.key != three.key and one.settings != three.settings
     assert one.rows[0]["sample"] == three.rows[0]["sample"]  # by which numbers pair
     assert three.manifest["config"]["data"]["references"] == 3
+
+
+def test_a_design_question_has_a_cell_per_answer():
+    found = labels("selection")
+    assert len(found) == len(set(found)) == 33
+    for option in ("damping", "radius", "redraw", "live", "extrapolate", "drift", "coarse"):
+        assert any(f"{option}=" in label for label in found)
+    for option in ("per_layer=True", "front_layers=2", "score=influence", "selection=top"):
+        assert any(option in label for label in found)
+    small = composed(["experiment=selection"])
+    assert (small.data.split, small.data.count) == ("calibration", 16)

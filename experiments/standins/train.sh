@@ -1,6 +1,7 @@
 #!/bin/sh
 # Trains both stand-ins, measures their cards, then runs the factor study of what makes references redundant.
-# usage: experiments/standins/train.sh [schedule] [factor schedule]     (gpu | cpu | smoke, study | smoke)
+# usage: experiments/standins/train.sh [schedule] [factor schedule]
+#        (gpu | cpu | smoke | none: the study alone; study | study_cpu | smoke)
 # Every step goes on where it was stopped; run it again until it says nothing more.
 set -eu
 schedule=${1:-gpu}
@@ -8,7 +9,9 @@ study=${2:-study}
 hardware=${HARDWARE:-an unnamed machine}
 python=${PYTHON:-.venv/bin/python}
 
-for model in kontext_standin qwen_standin; do
+models="kontext_standin qwen_standin"
+test "$schedule" != none || models=
+for model in $models; do
     data=mini_edit
     test "$model" = kontext_standin || data=mini_edit_plus
     "$python" -m topi.training model=$model data=$data schedule="$schedule" workers="${WORKERS:-1}" \
@@ -21,4 +24,4 @@ for factor in none no_copy_head conv_latents moved_references fine_grid deeper; 
         out=results/redundancy/$factor hardware="'$hardware'"
 done
 "$python" -m topi.evaluation.redundancy results/redundancy/*/ --out results/redundancy/table.md \
-    --samples "${SAMPLES:-48}"
+    --samples "${SAMPLES:-48}" --size "${SIZE:-96}"

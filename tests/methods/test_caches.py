@@ -69,11 +69,11 @@ class TestFirstBlockCache:
         ):
             pass
 
-    def test_image_rows_behind_the_gather_are_refused(self, flux):
-        pipe, call = flux
+    def test_image_rows_behind_the_gather_are_refused_when_stacked(self):
         topi = ToPi(ratio=0.5, front_layers=0, layers=(1,), first_anchor=0)
-        with (topi + FirstBlockCache())(pipe), pytest.raises(ToPiError, match="rows=target"):
-            pipe(**call(steps=2))
+        with pytest.raises(ToPiError, match="rows=target"):
+            topi + FirstBlockCache()
+        assert topi + FirstBlockCache(rows="target")
 
 
 class TestTaylorSeer:

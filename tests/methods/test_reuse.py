@@ -13,7 +13,7 @@ from topi.models.tiny import random_image
 OFTEN = {"update_every": 2, "first_anchor": 1}
 SCORED = {"layers": (1, 3)}
 FREEZING = {"first_anchor": 0, "update_every": 2, "threshold": 0.0, "last_full": 1}
-TOPI_KV = OFTEN | SCORED | {"ratio": 0.5}
+TOPI_KV = OFTEN | SCORED | {"ratio": 0.5, "selection": "top"}
 METHODS = {
     "ref_kv": OFTEN,
     "ref_kv front": OFTEN | {"front_layers": 2},

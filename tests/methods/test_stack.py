@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from topi import FirstBlockCache, Full, RandomTokens, TaylorSeer, TeaCache, ToMA, ToMeSD, ToPi
+from topi import (
+    FirstBlockCache,
+    Full,
+    RandomTokens,
+    RefKV,
+    TaylorSeer,
+    TeaCache,
+    ToMA,
+    ToMeSD,
+    ToPi,
+)
 from topi.errors import ToPiError
 from topi.methods.stack import Stack
 
@@ -96,6 +106,8 @@ class TestStacking:
             (TeaCache(), TaylorSeer(), "TeaCache and TaylorSeer both skip steps"),
             (ToPi() + TeaCache(), TaylorSeer(), "cannot be stacked"),
             (ToPi() + TeaCache(), ToMA(), "cannot be stacked"),
+            (RefKV(), FirstBlockCache(), "RefKV drops some from layer 0 on; use rows=target"),
+            (ToPi(front_layers=1), FirstBlockCache(first_blocks=2), "from layer 1 on"),
         ],
     )
     def test_what_is_refused(self, one, other, words):
@@ -104,6 +116,18 @@ class TestStacking:
         assert "\n" not in str(error.value)
         with pytest.raises(ToPiError):
             other + one
+
+    @pytest.mark.parametrize(
+        ("method", "skipped"),  # its anchors are computed
+        [(RefKV(update_every=2), 3), (ToPi(**small | {"front_layers": 0}), 2)],
+        ids=["store", "drop"],
+    )
+    def test_a_first_block_on_fewer_tokens_is_judged_by_the_targets(self, flux, method, skipped):
+        pipe, call = flux
+        cache = FirstBlockCache(rows="target", threshold=1e9)
+        with (method + cache)(pipe) as both:
+            pipe(**call(steps=4))
+        assert sum(record.skipped for record in both.trace) == skipped
 
     def test_something_else(self):
         with pytest.raises(TypeError):

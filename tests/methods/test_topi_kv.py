@@ -11,7 +11,8 @@ from topi.errors import ToPiError
 from topi.methods.topi_kv import coarse_grid
 from topi.models import Layout
 
-scored = {"layers": (1, 3), "ratio": 0.5}
+half = {"layers": (1, 3), "ratio": 0.5}
+scored = half | {"selection": "top"}
 PAIR = 2 * 64 * 64 * 4  # bytes of key and value of 64 tokens
 
 
@@ -25,7 +26,7 @@ def test_a_step_after_the_anchor_sees_the_kept_tokens_as_they_were(tiny, kind, b
     attention, inputs_of, targets = by_hand
     adapter, (first, second) = inputs_of(tiny, kind)
     layout = adapter.layout(first)
-    with ToPi(first_anchor=0, front_layers=1, **scored)(adapter.transformer) as topi:
+    with ToPi(first_anchor=0, front_layers=1, **half)(adapter.transformer) as topi:
         targets(adapter, first), targets(adapter, second)
     with ToPiKV(**scored)(adapter.transformer) as method:
         targets(adapter, first)
@@ -66,7 +67,7 @@ def test_the_others_leave_the_store(qwen):
     whole = 6 * PAIR
     sizes = [record.store_bytes for record in method.trace]
     assert sizes == [whole, 2 * whole, 1.5 * whole, whole, whole, whole]
-    method = ToPiKV(selection="cover", **scored)
+    method = ToPiKV(**half)
     run(method, pipe, call(steps=3))
     assert {record.store_bytes for record in method.trace[1:]} == {2 * whole}
     assert method.trace[2].kept != method.trace[4].kept
@@ -81,7 +82,7 @@ def test_without_a_cover_or_live_tokens_nobody_looks_who_is_near_whom(flux, monk
 
 def test_each_layer_its_own_tokens(flux):
     pipe, call = flux
-    method = ToPiKV(layers=(1, 3), tau=0.6, per_layer=True, front_layers=1)
+    method = ToPiKV(layers=(1, 3), tau=0.6, selection="top", per_layer=True, front_layers=1)
     run(method, pipe, call(steps=2))
     stored = method.trace[1].stored
     assert set(stored) == set(range(1, 6))
@@ -223,12 +224,12 @@ class TestLive:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"selection": "all"}, "top, cover"),
+        ({"selection": "all"}, "cover, top"),
         ({"coarse": -1}, "coarse=-1"),
         ({"drift": -0.1}, "drift=-0.1"),
         ({"live": 1.5}, "live=1.5"),
         ({"live": 0.1, "extrapolate": True}, "leave extrapolate off"),
-        ({"per_layer": True, "selection": "cover"}, "one mask for all"),
+        ({"per_layer": True}, "one mask for all"),
         ({"tau": 2.0}, "tau=2.0"),
     ],
 )

@@ -148,6 +148,14 @@ def paper_root(paper_module, tmp_path_factory) -> Path:
     return paper_module.write_paper_store(tmp_path_factory.mktemp("paper_store"))
 
 
+@pytest.fixture(scope="session")
+def paper_page(paper_root, tmp_path_factory) -> Path:
+    """The page of that store."""
+    from topi.report import build
+
+    return build(paper_root, tmp_path_factory.mktemp("paper_page"), per_category=1)
+
+
 @pytest.fixture
 def write_cell(paper_module):
     return paper_module.write_cell

@@ -20,6 +20,8 @@ KINDS = {
     "qwen_plus_standin": "qwen_edit_plus",
 }
 STEPS, ANCHORS, GRID = 28, (2, 12, 22), 8
+OURS = ("topi_cover ratio=0.5", "random redraw=step", "checker flip=step")
+"""Beside the paper's cells: what ours is compared with."""
 QUALITY = (
     # of the first pattern that fits a label: PSNR, FLOP-ideal speed-up, kept
     (r"topi .*cache=teacache", 26.0, 2.1, 0.6),
@@ -35,6 +37,9 @@ QUALITY = (
     (r"dropped=merge", 27.0, 1.25, 0.6),
     (r"update_every=0", 29.0, 1.25, 0.6),
     (r"topi ratio=0\.5", 30.0, 1.25, 0.6),
+    (r"topi_cover ratio", 32.0, 1.25, 0.6),
+    (r"topi_kv", 25.0, 1.8, 0.6),
+    (r"ref_kv", 33.0, 1.6, 1.0),
     (r"full$", np.inf, 1.0, 1.0),
     (r"tome.* ratio=([\d.]+)", lambda r: 30 - 10 * r, lambda r: 1 + 0.5 * r, 1.0),
     (r"toma.* ratio=([\d.]+) merge", lambda r: 29 - 12 * r, lambda r: 1 + r, 1.0),
@@ -181,9 +186,9 @@ def write_cell(
 
 
 def write_paper_store(root: Path, models=tuple(KINDS), labels=None, **options) -> Path:
-    """Every cell of the paper's artefacts for these models, and a probe of the first."""
+    """Every cell of the paper's artefacts and of `OURS` for these models, and a probe."""
     for model in models:
-        wanted = ["topi tau=0.85"] if "plus" in model else labels or all_labels()
+        wanted = ["topi tau=0.85"] if "plus" in model else labels or [*all_labels(), *OURS]
         for number, label in enumerate(wanted):
             write_cell(root, model, label, number=number, **options)
     write_probe(root, models[0])

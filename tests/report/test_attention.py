@@ -13,14 +13,15 @@ from rich.console import Console
 from topi.errors import ToPiError
 from topi.report.attention import attention_facts, calibration_table, probe_table
 from topi.report.attention_figures import (
-    build_attention,
     mass_by_layer,
     mass_by_step,
     token_relevance,
 )
+from topi.report.paper import build_figures
 from topi.results import files
 from topi.results.calibration import Calibration, Curves, Stability
 from topi.results.probe import load_probes, probe_run
+from topi.results.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = {
@@ -224,15 +225,15 @@ def test_scripts_write_both_formats(number, run, tmp_path, monkeypatch, capsys):
     script = ROOT / "figures" / f"fig{number}.py"
     monkeypatch.setattr(sys, "argv", ["x", "--store", str(store), "--out", str(tmp_path / "out")])
     runpy.run_path(str(script), run_name="__main__")
-    written = {path.name for path in (tmp_path / "out").iterdir()}
+    written = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
     assert written == {f"fig{number}_kontext_standin.{e}" for e in ("pdf", "png")}
     assert capsys.readouterr().out.strip().endswith(f"fig{number}_kontext_standin.png")
 
 
 def test_nothing_to_draw_says_what_to_run(tmp_path):
     write_probe(tmp_path, "cut-1", rows=1)
-    with pytest.raises(ToPiError, match="topi probe"):
-        build_attention(tmp_path, tmp_path, 1)
+    drawn, (missing,) = build_figures(Store(tmp_path), [], tmp_path / "out", ["fig1"])
+    assert not drawn and "topi probe" in missing
 
 
 def test_damaged_files_are_refused(tmp_path):

@@ -9,8 +9,6 @@ import subprocess
 import matplotlib
 import pytest
 
-from topi.report import build
-
 matplotlib.use("Agg")
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
@@ -74,14 +72,11 @@ addEventListener("load", () => {
 </script>"""
 
 
-@pytest.fixture(scope="module")
-def page(paper_root, tmp_path_factory):
-    return build(paper_root, tmp_path_factory.mktemp("report"), per_category=1)
-
-
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_works(page, tmp_path, width):
-    (tmp_path / "page.html").write_text(page.read_text().replace("<head>", "<head>" + LOOK, 1))
+def test_the_page_works(paper_page, tmp_path, width):
+    (tmp_path / "page.html").write_text(
+        paper_page.read_text().replace("<head>", "<head>" + LOOK, 1)
+    )
     (tmp_path / "frame.html").write_text(FRAME.format(width=width))
     said = subprocess.run(
         [

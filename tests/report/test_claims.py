@@ -18,6 +18,7 @@ from topi.report.claims import (
     Evidence,
     Finding,
     Judged,
+    claim_models,
     claims_frame,
     claims_markdown,
     decide,
@@ -122,6 +123,7 @@ def test_every_claim_is_judged_where_it_applies(judged):
             models = {"kontext_standin", "qwen_standin"}
         assert set(each.findings) == models, name
         assert all(finding.verdict in VERDICTS for finding in each.findings.values())
+    assert claim_models(judged.values())[-1] == ARITHMETIC  # behind the models
     assert verdict(judged, "flops-by-formula", ARITHMETIC) == REPRODUCED
     assert verdict(judged, "flops-of-the-models", ARITHMETIC) == CONTRADICTED
 

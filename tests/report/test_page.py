@@ -70,16 +70,11 @@ def test_filters_find_what_they_filter(page):
     assert "getElementById" in html
 
 
-@pytest.fixture(scope="module")
-def paper_page(paper_root, tmp_path_factory):
-    return build(paper_root, tmp_path_factory.mktemp("paper_page"), per_category=1)
-
-
 def test_many_cells_do_not_flood_the_page(paper_page):
     html = paper_page.read_text()
     cards = re.findall(r"<h4>([^<]*)</h4>", html)
-    assert len(cards) == 2 * 8 + 1
-    assert cards[6:8] == ["topi tau=0.85", "full cache=teacache"]
+    assert len(cards) == 2 * 9 + 1
+    assert cards[6:9] == ["topi_cover ratio=0.5", "topi tau=0.85", "full cache=teacache"]
     assert 'data-method="topi ratio=0.5 layers=random:3"' in html  # but every cell is in a table
     assert html.count("Tokens kept, step by step</h3>") == 3
     assert "topi tau=0.85 − toma" in html  # head to head

@@ -149,6 +149,23 @@ def test_a_qwen_stand_in_starts_as_a_kontext_one(train, monkeypatch):
         train("kontext", "other", f"start={out}")
 
 
+def test_a_start_may_be_deepened_to_what_is_configured(tmp_path):
+    def depths(transformer):
+        return len(transformer.transformer_blocks), len(transformer.single_transformer_blocks)
+
+    shipped, _ = load_parts(run.weights_folder("kontext_standin"))
+    dual, single = (depth + 1 for depth in depths(shipped))
+    wanted = [f"model.transformer.dual={dual}", f"model.transformer.single={single}"]
+    begun = {}
+    for deepen in ("true", "false"):
+        config = composed("model=kontext_standin", "start=shipped", f"deepen={deepen}", *wanted)
+        begun[deepen], _ = run.starting_point(config, tmp_path)
+    assert depths(begun["true"]) == (dual, single)
+    assert depths(begun["false"]) == depths(shipped)
+    first, own = (t.transformer_blocks[0].state_dict() for t in (begun["true"], shipped))
+    assert all(torch.equal(first[name], own[name]) for name in own)
+
+
 def test_shipped_weights_are_a_start_by_their_name():
     for start, name in (("shipped", "qwen_standin"), ("kontext_standin", "kontext_standin")):
         config = composed("model=qwen_standin", f"start={start}")
@@ -261,6 +278,17 @@ def test_factors_compose(factor):
     assert config.phases[0].steps == 4000
     plain = composed("schedule=study")
     assert (config.model, config.data) != (plain.model, plain.data) or factor == "none"
+
+
+@pytest.mark.parametrize("schedule", ["study", "study_cpu"])
+def test_deeper_is_twice_as_deep(schedule):
+    found = [
+        run.new_transformer(composed(f"schedule={schedule}", f"factor={factor}").model)
+        for factor in ("none", "deeper")
+    ]
+    for stack in ("transformer_blocks", "single_transformer_blocks"):
+        plain, deeper = (len(getattr(transformer, stack)) for transformer in found)
+        assert deeper == 2 * plain > 0
 
 
 def test_to_signed():

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from topi.errors import ToPiError
-from topi.methods.base import BlockInput, Call, check_one_of, check_whole
+from topi.methods.base import BlockInput, Call, Method, check_one_of, check_whole
 from topi.methods.temporal import Memory, TemporalCache, relative_change
 from topi.models import ModelFacts
 
@@ -84,6 +84,21 @@ class FirstBlockCache(TemporalCache):
         """Without any computed step."""
         return FirstBlockMemory()
 
+    def check_beside(self, method: Method) -> None:
+        """All tokens that it compares must run in the first blocks of every step.
+
+        Raises:
+            ToPiError: the method drops tokens before these blocks have run.
+        """
+        drops = type(method).reduce is not Method.reduce
+        if drops and self.rows == "image" and method.front_layers < self.first_blocks:
+            raise ToPiError(
+                f"{type(self).__name__} compares all image tokens after first_blocks="
+                f"{self.first_blocks}, of which {type(method).__name__} drops some from layer "
+                f"{method.front_layers} on; use rows=target (cache.rows=target) or fewer first "
+                "blocks."
+            )
+
     def skip(self, call: Call, layer: int, block: BlockInput) -> Tensor | None:
         """Before the first block, only look."""
         if layer > 0:
@@ -94,13 +109,7 @@ class FirstBlockCache(TemporalCache):
 
     def may_skip(self, call: Call, block: BlockInput, memory: FirstBlockMemory) -> bool:
         """Do the first blocks add nearly the same?"""
-        after = self._looked_at(block.states, call)
-        if after.shape != memory.first.shape:
-            raise ToPiError(
-                "first_blocks reaches behind the layer where reference tokens are dropped; "
-                "use rows=target or fewer first blocks."
-            )
-        memory.change = after - memory.first
+        memory.change = self._looked_at(block.states, call) - memory.first
         if memory.reference is None or call.step < self.warmup:
             return False
         memory.skips += 1

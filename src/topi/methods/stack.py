@@ -17,7 +17,7 @@ def stack(one: Method, other: Method) -> Method:
     """Both methods at once, in any order; `Full` adds nothing to the other.
 
     Raises:
-        ToPiError: not exactly one of them is a temporal cache, or the other one freezes tokens.
+        ToPiError: not exactly one of them is a temporal cache, or it cannot work with the other.
     """
     if isinstance(one, Full) or isinstance(other, Full):
         return other if isinstance(one, Full) else one
@@ -41,6 +41,7 @@ def stack(one: Method, other: Method) -> Method:
             f"{type(method).__name__} computes a part of the target tokens only, so that no "
             f"temporal cache can remember what a step did; leave {type(cache).__name__} out."
         )
+    cache.check_beside(method)
     return Stack(method, cache)
 
 

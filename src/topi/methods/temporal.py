@@ -81,6 +81,13 @@ class TemporalCache(Method):
         check_one_of("cfg_decision", self.cfg_decision, CFG_DECISIONS)
         check_one_of("schedule", self.schedule, SCHEDULES)
 
+    def check_beside(self, method: Method) -> None:
+        """Can it be stacked with a method?
+
+        Raises:
+            ToPiError: it cannot, as it is set.
+        """
+
     @property
     def decides_before(self) -> Collection[int]:
         """The first layer: all blocks are skipped or none."""

@@ -1,7 +1,7 @@
-"""ToPi-KV: store the keys and values of the reference tokens that ToPi keeps.
+"""ToPi-KV: store the keys and values of the reference tokens, and attend to those that are kept.
 
-An anchor scores as ToPi and stores what the kept tokens are to every layer; between anchors no
-reference token is computed at all, and the target attends to the stored ones. Ours; no paper.
+An anchor scores as ToPi and stores what reference tokens are to every layer; between anchors none
+is computed at all, and the target attends to a cover of the stored ones. Ours; no paper.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from topi.methods.topi import static_set
 from topi.methods.topi_cover import ToPiCover
 from topi.models import Layout, ModelFacts
 
-SELECTIONS = ("top", "cover")
+SELECTIONS = ("cover", "top")
 
 
 def coarse_grid(grid: tuple[int, int], stride: int, device: torch.device | None = None) -> Tensor:
@@ -33,13 +33,13 @@ def coarse_grid(grid: tuple[int, int], stride: int, device: torch.device | None 
 class ToPiKV(KVReuse, ToPiCover):
     """ToPi whose kept tokens are stored instead of computed; `KVStore` tells the memory.
 
-    An anchor holds the pairs of all reference tokens. After it only those of the kept ones stay, if
-    the mask does (not for `selection="cover"` with `redraw="step"`, nor with `extrapolate`, which
-    holds those of two anchors).
+    An anchor holds the pairs of all reference tokens, which stay for masks that each step draws
+    anew. Under `selection="top"` or `redraw="anchor"`, those of dropped tokens leave after it,
+    except with `extrapolate`, which holds those of two anchors.
 
     Args:
         front_layers: layers that compute all reference tokens at every step.
-        selection: "top": ToPi's own; "cover": that of `ToPiCover`, whose parameters are read then.
+        selection: "cover": that of `ToPiCover`, whose parameters are read then; "top": ToPi's own.
         per_layer: every layer that stores is also scored, and keeps its own tokens.
         coarse: also keep every `coarse`-th token along rows and columns, whatever its score; 0: no.
         live: share of the reference tokens that every step computes, in turn: those that cover most
@@ -56,7 +56,7 @@ class ToPiKV(KVReuse, ToPiCover):
     dropped: ClassVar[str] = "prune"  # nothing is there to merge
 
     score: str = "influence"
-    selection: str = "top"
+    selection: str = "cover"
     per_layer: bool = False
     coarse: int = 0
     live: float = 0.0

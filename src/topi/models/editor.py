@@ -15,6 +15,7 @@ from diffusers import (
     QwenImageEditPipeline,
     QwenImageEditPlusPipeline,
 )
+from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
 from topi.data import EditSample
@@ -92,7 +93,7 @@ class Editor:
         return self.pipe.transformer
 
     def fingerprint(self) -> str:
-        """Names the weights: their hash, or the hub id with its revision."""
+        """Names the weights: their hash, or the hub id with its commit."""
         return self._fingerprint
 
     @property
@@ -131,10 +132,10 @@ class Editor:
             "generator": torch.Generator().manual_seed(seed),
         }
         if config.kind == "kontext":
-            # Off the hub, Kontext wants references of about one megapixel and resizes them itself.
-            own_size = {"max_area": height * width, "_auto_resize": False}
-            common |= {"guidance_scale": config.guidance}
-            return common if config.source == "hub" else common | own_size
+            # of another area the pipeline would make its one megapixel
+            common |= {"guidance_scale": config.guidance, "max_area": height * width}
+            # Kontext wants references of about one megapixel too, and resizes them itself
+            return common if config.source == "hub" else common | {"_auto_resize": False}
         if config.kind == "flux2":
             return common | {"guidance_scale": config.true_cfg}
         return common | {
@@ -283,10 +284,16 @@ def _readable(image: Image.Image, sample: str) -> Image.Image:
 
 
 def _hub_fingerprint(config: ModelConfig) -> str:
-    """hub id @ revision; a local folder is named by the sizes of its weight files."""
+    """hub id @ commit; a local folder is named by the sizes of its weight files.
+
+    A branch moves, so what it was when the weights were loaded is looked up in the hub's cache.
+    """
     folder = Path(config.hub_id or "")
     if not folder.is_dir():
-        return f"{config.hub_id}@{config.revision or 'main'}"
+        revision = config.revision or "main"
+        found = try_to_load_from_cache(config.hub_id, "model_index.json", revision=revision)
+        commit = Path(found).parent.name if isinstance(found, str) else revision
+        return f"{config.hub_id}@{commit}"
     sizes = {str(f.relative_to(folder)): f.stat().st_size for f in folder.rglob("*.safetensors")}
     return hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,30 +14,15 @@ from matplotlib.ticker import MaxNLocator
 
 from topi.errors import ToPiError
 from topi.report.attention import PAPER_LIMIT
-from topi.report.figures import STYLE, save, series_style
+from topi.report.figures import STYLE, series_style
 from topi.report.tables import categories_of, category_title
-from topi.results.probe import ProbeRun, load_probes
+from topi.results.probe import ProbeRun
 
 WIDTH = 3.4  # inches, one column
 MASS = r"total attention $\Sigma_j\,S_j$"
 BAND = (10, 90)  # percentiles over samples or tokens
 RANGE = 3  # samples from which on a line has a band
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-
-
-def build_attention(store: Path | str, out: Path | str, number: int) -> list[Path]:
-    """Draw Fig. `number` (1, 2 or 3) of each model that was probed; returns the PNGs.
-
-    Raises:
-        ToPiError: the store has no complete probe.
-    """
-    runs = load_probes(store)
-    if not runs:
-        raise ToPiError(
-            f"There is no complete probe in {store}: run `topi probe model=... store={store}`."
-        )
-    draw = {1: mass_by_layer, 2: token_relevance, 3: mass_by_step}[number]
-    return [save(draw(run), Path(out), f"fig{number}_{run.manifest['model']}") for run in runs]
 
 
 @plt.style.context(STYLE)

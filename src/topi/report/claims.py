@@ -262,8 +262,9 @@ def claims_frame(judged: Iterable[Judged]) -> pd.DataFrame:
 
 
 def claim_models(judged: Iterable[Judged]) -> list[str]:
-    """Everything that a claim has a finding on."""
-    return list(dict.fromkeys(model for each in judged for model in each.findings))
+    """Everything that a claim has a finding on: the models, then arithmetic."""
+    found = dict.fromkeys(model for each in judged for model in each.findings)
+    return sorted(found, key=lambda name: name == ARITHMETIC)
 
 
 def claims_table(judged: Sequence[Judged]) -> TextTable:

@@ -21,6 +21,7 @@ from topi.report.tables import ALL, COLUMNS, FEW
 
 STYLE = Path(__file__).with_name("topi.mplstyle")
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
+PALETTE += ("#4B2BB3",)
 """Colours that the colour-blind tell apart (Okabe and Ito, Tol), none of them pale or black."""
 MARKERS = "osD^vPX*<>hp"
 OURS = "topi"
@@ -57,9 +58,10 @@ def series_style(
 def method_style(methods: Sequence[str]) -> dict[str, dict[str, object]]:
     """Styles of methods: variants share a colour and are dashed, ToPi is black and on top.
 
-    A variant has more than a name, as `toma, merge_every=1`, `topi + teacache`.
+    A variant has more than a name, as `toma, merge_every=1`, `topi + teacache`; `toma_ref` has the
+    colour of `toma` too.
     """
-    styles = series_style(methods, lambda name: re.split(r"[\W_]", name.lower())[0])
+    styles = series_style(methods, lambda name: re.split(r"_ref\b|[,+ ]", name.lower())[0])
     for name, style in styles.items():
         style["linestyle"] = "--" if re.search("[,+]", name) else "-"
         if name.lower() == OURS:

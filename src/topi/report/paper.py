@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
 
 import pandas as pd
 
-from topi.report import references
+from topi.report import ours, references
 from topi.report.artefacts import CURVES, FIG5, FIG10, FIG11, OURS, SHEETS, TEACACHE
 from topi.report.attention_figures import mass_by_layer, mass_by_step, token_relevance
 from topi.report.claim_list import CLAIMS
@@ -54,6 +54,7 @@ NEEDS = {
     "fig10": list(FIG10.values()),
     "fig10_curve": list(FIG10.values()),
     "fig11": list(FIG11.values()),
+    ours.EQUAL_COUNT: [label for pair in ours.COUNTED.items() for label in (pair[0], *pair[1])],
     references.NAME: list(references.METHODS.values()),
 }
 """Artefact -> the labels of the cells it shows."""
@@ -63,10 +64,20 @@ BUILDERS: dict[str, Callable[[Suite], TextTable]] = {
     "table1_equal_speed": equal_speed_table,
     "table7": overhead_table,
     "leaderboard": leaderboard,
+    ours.EQUAL_COUNT: ours.equal_count,
+    ours.EQUAL_SPEED: ours.equal_speed,
 }
+TABLES = (
+    *(sheet.name for sheet in SHEETS),
+    *("table1_curves", "table1_equal_speed", "table6", "table7", "leaderboard"),
+    *(ours.EQUAL_COUNT, ours.EQUAL_SPEED, references.NAME),
+)
 FIGURES = {**PAPER_FIGURES, "pareto": pareto, "pareto_categories": pareto_categories}
 """Name -> the function that draws it; None comes back where the store lacks its cells."""
-OPTIONAL = {references.NAME: references.references_figure}
+OPTIONAL = {
+    ours.EQUAL_COUNT: ours.equal_count_figure,
+    references.NAME: references.references_figure,
+}
 """The same, for what a store need not have: a report does not ask for its cells."""
 ATTENTION: dict[str, Callable[[ProbeRun], object]] = {
     "fig1": mass_by_layer,
@@ -135,6 +146,7 @@ CAPTIONS = {
         "PSNR to full over the measured speed-up, the FLOP-ideal one where not all was timed. ToPi "
         "is black; grey rings: settings that no other beats in both.",
     ),
+    ours.EQUAL_COUNT: (ours.TITLE, ours.CAPTION),
     references.NAME: (references.TITLE, references.CAPTION),
 }
 """Figure -> its title and caption."""
@@ -180,15 +192,12 @@ def build_paper(root: Path | str, out: Path | str) -> Paper:
     judged = judge_all(CLAIMS, gather_evidence(store))
     found = suites(store)
     benches = load_benches(store.root)
-    tables = [*build_tables(found), *filter(None, [breakdown_table(benches)])]
-    tables += map(speed_table, benches)
-    series = references.series_of(found)
-    tables += map(references.references_table, series)
-    names = (*ATTENTION, *FIGURES, *(OPTIONAL if series else ()))
-    figures, missing = build_figures(store, found, out / "figures", names)
+    tables = [*build_tables(store, found), *map(speed_table, benches)]
+    figures, missing = build_figures(store, found, out / "figures")
+    figures += build_figures(store, found, out / "figures", tuple(OPTIONAL))[0]
     figures += [_speed(bench, out / "figures") for bench in benches]
     _write_claims(judged, out)
-    _write_tables(tables, out / "tables")
+    write_tables(tables, out / "tables")
     return Paper(judged, tables, figures, _absent_models(found) + missing)
 
 
@@ -220,14 +229,19 @@ def labels_of(name: str, found: Sequence[Suite]) -> Sequence[str]:
 
 
 def build_tables(
-    found: Sequence[Suite], names: Sequence[str] = tuple(BUILDERS)
+    store: Store, found: Sequence[Suite], names: Sequence[str] = TABLES
 ) -> Iterator[TextTable]:
-    """The tables, a part per model; Table 6 needs no model."""
+    """The tables, a part per model; Table 6 needs no model, Table 7 ends with the devices."""
     for name in names:
-        if name == "table7":
+        if name == "table6":
             yield flops_table()
-        for suite in suites_of(name, found):
-            yield BUILDERS[name](suite)
+        elif name == references.NAME:
+            yield from map(references.references_table, references.series_of(found))
+        else:
+            tables = (BUILDERS[name](suite) for suite in suites_of(name, found))
+            yield from (table for table in tables if table.rows)  # what need not be there
+        if name == "table7":
+            yield from filter(None, [breakdown_table(load_benches(store.root))])
 
 
 def build_figures(
@@ -255,7 +269,7 @@ def build_figures(
             caption += " " + timing(suite.run(label) for suite in chosen for label in labels)
         figure = {**FIGURES, **OPTIONAL}[name](store, chosen) if chosen else None
         if figure is None:
-            experiment = name.partition("_")[0]
+            experiment = name if name in OPTIONAL else name.partition("_")[0]
             missing.append(
                 f"{title}: its cells or pictures are not all in the store, run `python run.py -m "
                 f"experiment={experiment}`."
@@ -307,10 +321,14 @@ def _plain(comparison: Comparison) -> dict[str, object]:
     return {**asdict(comparison), "estimate": estimate, "outcome": comparison.verdict}
 
 
-def _write_tables(tables: list[TextTable], folder: Path) -> None:
+def write_tables(tables: Iterable[TextTable], folder: Path) -> list[Path]:
+    """Write each as Markdown, LaTeX and CSV, the parts of one name together; returns the first."""
     folder.mkdir(parents=True, exist_ok=True)
+    tables, written = list(tables), []
     for name in dict.fromkeys(table.name for table in tables):
         parts = [table for table in tables if table.name == name]
         (folder / f"{name}.md").write_text("\n".join(map(to_markdown, parts)))
         (folder / f"{name}.tex").write_text("\n".join(map(to_latex, parts)))
         pd.concat([part.frame for part in parts]).to_csv(folder / f"{name}.csv", index=False)
+        written.append(folder / f"{name}.md")
+    return written

@@ -26,11 +26,15 @@ from topi.report.tables import (
 from topi.report.text_table import Text, TextTable
 from topi.results.store import Store
 
-KNOBS = frozenset({"tau", "ratio", "cache_every", "cache.threshold", "cache.interval"})
+KNOBS = frozenset(
+    {"tau", "ratio", "cache_every", "cache.threshold", "cache.interval", "cache.rows"}
+)
 KNOBS |= {"update_every", "threshold", "share", "scale", "live"}
 """Parameters along which a method has a curve; any other makes a variant with its own."""
 ABLATIONS = frozenset({"layers", "score", "dropped", "update_every"})
 """Parameters of ToPi that Tables 2 to 5 vary to show what it needs; no rivals of their own."""
+NAMED = frozenset({"topi", "topi_cover", "topi_kv", "ref_kv", "tomesd", "toma"})
+"""Methods that the figures name wherever they are; any other one only if it is on a front."""
 LEVELS = (1.2, 1.5, 2.0)
 """Speed-ups at which the leaderboard ranks."""
 SPEEDS = ("flop_speedup", "speedup")
@@ -163,13 +167,15 @@ def _panels(
     panels: Sequence[tuple[str, str, pd.DataFrame, Column]], columns: int, bars: bool = False
 ) -> Figure | None:
     """Two panels or more per model; a line per method through its settings, the front in grey."""
-    families = sorted({name for _, _, points, _ in panels for name in points["method"]})
-    if not families:
+    every = {name for _, _, points, _ in panels for name in points["method"]}
+    if not every:
         return None
+    fronts = [front_of(points, speed)["method"] for _, _, points, speed in panels]
+    families = sorted(every & NAMED.union(*fronts))
     lines, legend = len(panels) // columns, -(-len(families) // LEGEND)
     size = (PAGE, min(2.6, 8 / lines) * lines + 0.17 * legend + 0.3)
     figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, sharey="row")
-    styles = method_style(families)
+    styles = method_style(families) | dict.fromkeys(every.difference(families), PALE)
     handles = {}
     for number, (ax, (model, title, points, speed)) in enumerate(
         zip(axes.flat, panels, strict=True)
@@ -181,7 +187,7 @@ def _panels(
         ax.set_xlabel(f"{speed.title} speed-up over full (×)\n{note}".strip())
         if number % columns == 0:
             ax.set_ylabel(f"{model}\nPSNR to full (dB)")
-    names = [*families, FRONT]
+    names = [*families, OTHERS, FRONT]
     figure.legend(
         [handles[name] for name in names if name in handles],
         [name for name in names if name in handles],
@@ -195,7 +201,14 @@ def _panels(
 
 
 FRONT = "Pareto front"
-LEGEND = 4  # columns
+OTHERS = "all others"
+PALE = {"color": "0.8", "marker": ".", "markersize": 3, "linewidth": 0.4, "zorder": -1}
+LEGEND = 3  # columns
+
+
+def front_of(points: pd.DataFrame, speed: Column) -> pd.DataFrame:
+    """The points on the front, slowest first."""
+    return points[on_front(points[speed.name], points["psnr"])].sort_values(speed.name)
 
 
 def _curves(
@@ -204,12 +217,13 @@ def _curves(
     """Draw the curves of one panel and its front; returns what the legend shows of each."""
     shown = points[np.isfinite(points["psnr"]) & points[speed.name].notna()]
     look = {"linewidth": 0.8, "markersize": 4, "elinewidth": 0.4, "capsize": 0}
-    handles = {
-        name: curve(ax, group, speed.name, "psnr", intervals=bars, **look, **styles[name])
-        for name, group in shown.groupby("method", sort=False)
-    }
-    front = shown[on_front(shown[speed.name], shown["psnr"])].sort_values(speed.name)
-    if len(front):
+    handles = {}
+    for name, group in shown.groupby("method", sort=False):
+        pale = styles[name] is PALE
+        style = look | styles[name]
+        drawn = curve(ax, group, speed.name, "psnr", intervals=bars and not pale, **style)
+        handles[OTHERS if pale else name] = drawn
+    if len(front := front_of(shown, speed)):
         (handles[FRONT],) = ax.plot(
             front[speed.name],
             front["psnr"],

@@ -2,28 +2,39 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from topi.report.paper import build_figures
+from topi.report.paper import build_figures, build_tables, write_tables
 from topi.report.suite import suites
 from topi.results.store import Store
 
 
-def draw_figures(about: str, *names: str) -> None:
-    """Draw some figures of the paper from a store and print their paths; exits 1 if one cannot be.
+def draw(about: str, figures: Sequence[str] = (), tables: Sequence[str] = ()) -> None:
+    """Make some artefacts of a store, where `topi report` puts them too, and print their paths.
+
+    Exits 1 if the store lacks the cells of one.
 
     Args:
-        about: the script's docstring.
-        names: of the figures.
+        about: the script's docstring, which names the experiment that feeds it.
+        figures: names; each becomes a PNG and a PDF in `figures/`.
+        tables: names; each becomes Markdown, LaTeX and CSV in `tables/`.
     """
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--store", type=Path, default=Path("results"), help="default: results")
-    parser.add_argument("--out", type=Path, default=Path("report/figures"))
+    parser.add_argument("--out", type=Path, default=Path("report"), help="default: report")
     options = parser.parse_args()
     store = Store(options.store)
-    drawn, missing = build_figures(store, suites(store), options.out, names)
-    for figure in drawn:
-        print(figure.path)
+    found = suites(store)
+    drawn, missing = build_figures(store, found, options.out / "figures", figures)
+    written = write_tables(build_tables(store, found, tables), options.out / "tables")
+    for path in [*(figure.path for figure in drawn), *written]:
+        print(path)
+    missing += [
+        f"{name}: its cells are not in {options.store}. {about}"
+        for name in tables
+        if not any(path.stem == name for path in written)
+    ]
     for sentence in missing:
         print(sentence, file=sys.stderr)
     if missing:

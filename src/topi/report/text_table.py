@@ -19,6 +19,7 @@ SYMBOLS = str.maketrans(
         "–": "--",
         "−": "$-$",
         "½": r"\textonehalf{}",
+        "†": r"$^\dagger$",
         "_": r"\_",
         "*": r"$^*$",
         "%": r"\%",

@@ -27,6 +27,7 @@ from topi.models.text import PromptCache
 from topi.training.autoencoder import train_autoencoder
 from topi.training.convert import qwen_from_kontext
 from topi.training.curves import draw_curves
+from topi.training.deepen import deepened
 from topi.training.module import EditorTraining, Schedule, to_signed
 from topi.training.stream import Draw, loader, stacked, validation_batches
 
@@ -38,11 +39,15 @@ LOGGERS = ("csv", "wandb_offline", "wandb")
 
 @dataclass
 class ModelSpec:
-    """What to train. `transformer` are the arguments of the family's builder."""
+    """What to train: `transformer` are the arguments of the family's builder.
+
+    It gets `deeper` times as many layers as those say.
+    """
 
     name: str
     kind: str
     transformer: dict[str, Any]
+    deeper: int = 1
     latents: str = "block"
     prompt_dropout: float = 0.0
     guidance: float = 1.0
@@ -102,6 +107,7 @@ class TrainingConfig:
     changed_weight: float
     hardware: str
     ship: bool
+    deepen: bool = False
     overrides: list[str] = field(default_factory=list)
 
 
@@ -193,7 +199,7 @@ def starting_point(config: TrainingConfig, out: Path) -> tuple[nn.Module, nn.Mod
         transformer, vae = load_parts(source)
         family = FAMILIES[config.model.kind].transformer
         if isinstance(transformer, family):
-            return transformer, vae
+            return _deepened(config, transformer), vae
         if family is not QwenImageTransformer2DModel:
             raise ConfigError(
                 f"start={config.start} is a {type(transformer).__name__}, and {config.model.name} "
@@ -201,13 +207,25 @@ def starting_point(config: TrainingConfig, out: Path) -> tuple[nn.Module, nn.Mod
             )
         pooled = PromptCache()([draw_pair("train", k, 64)[2] for k in range(400)])[1]
         zero = config.model.transformer.get("zero_cond_t", False)
-        return qwen_from_kontext(transformer, pooled, zero), vae
-    transformer = FAMILIES[config.model.kind].new(**config.model.transformer)
+        return _deepened(config, qwen_from_kontext(transformer, pooled, zero)), vae
+    transformer = new_transformer(config.model)
     if config.model.latents == "conv":
         return transformer, train_autoencoder(out, config.accelerator, config.seed, config.workers)
     pairs = [draw_pair("train", k, 64) for k in range(800)]
     images = to_signed(stacked([image for pair in pairs for image in pair[:2]]))
     return transformer, LATENTS["block"]().fit(images)
+
+
+def _deepened(config: TrainingConfig, transformer: nn.Module) -> nn.Module:
+    return deepened(transformer, new_transformer(config.model)) if config.deepen else transformer
+
+
+def new_transformer(model: ModelSpec) -> nn.Module:
+    """Of initial weights, with as many layers as are asked for."""
+    counts = ("dual", "single", "layers")
+    layers = {name: model.transformer[name] for name in counts if name in model.transformer}
+    more = {name: model.deeper * count for name, count in layers.items()}
+    return FAMILIES[model.kind].new(**{**model.transformer, **more})
 
 
 def train_phase(module: EditorTraining, config: TrainingConfig, index: int, phase: Phase) -> bool:
