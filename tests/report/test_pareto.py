@@ -179,4 +179,6 @@ def test_the_script(paper_root, tmp_path, monkeypatch, capsys):
     arguments = ["pareto.py", "--store", str(paper_root), "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", arguments)
     runpy.run_path(str(ROOT / "figures" / "pareto.py"), run_name="__main__")
-    assert capsys.readouterr().out.split() == [str(tmp_path / f"{name}.png") for name in names]
+    figures = [str(tmp_path / "figures" / f"{name}.png") for name in names]
+    table = str(tmp_path / "tables" / "leaderboard.md")
+    assert capsys.readouterr().out.split() == [*figures, table]
