@@ -104,14 +104,14 @@ def test_sizes():
     small, paper = (composed(["experiment=fig7", f"size={size}"]) for size in ("small", "paper"))
     assert (small.data.name, small.data.count, small.model.name) == (
         "mini_edit",
-        64,
+        24,
         "kontext_standin",
     )
     assert (paper.model.steps, paper.model.height, paper.model.width) == (40, 1024, 1024)
     assert paper.data.name == "anyedit"
     with pytest.raises(ConfigError, match=r"data\.path"):
         check(read_config(paper))
-    assert composed(["experiment=fig7"]).data.count == 64
+    assert composed(["experiment=fig7"]).data.count == 24
 
 
 def test_the_bench_has_every_method_and_every_cache():

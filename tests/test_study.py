@@ -212,7 +212,7 @@ class TestRepresentativeLayers:
 def test_a_probe_is_of_the_size_of_an_experiment():
     for overrides, model, count in (
         (["size=smoke"], "tiny_flux", 4),
-        (["size=small"], "kontext_standin", 64),
+        (["size=small"], "kontext_standin", 24),
         (["size=small", "model=tiny_qwen", "data.count=2"], "tiny_qwen", 2),
         ([], "kontext_standin", SAMPLES),
     ):

@@ -87,6 +87,17 @@ def test_a_method_stands_with_its_best_setting_that_is_fast_enough(add, suite_of
     assert table["topi"] == ["–", "–", "–", "–", "1.05×"]
 
 
+def test_who_is_neither_first_nor_named_is_folded(add, suite_of):
+    add("topi tau=0.9", WAVE, 1.2)  # by name
+    add("full cache=teacache", plus(WAVE, 4), 2.0)  # first in a column
+    add("checker", plus(WAVE, 3), 1.2)
+    add("random", plus(WAVE, 2), 1.2)
+    shown, folded = board(suite_of()).split("<details><summary>The other 2</summary>")
+    assert list(lines_of(shown)) == ["teacache", "topi"]
+    assert list(lines_of(folded)) == ["checker", "random"]
+    assert folded.endswith("|\n\n</details>")
+
+
 def test_pairs_decide_who_is_told_apart(add, suite_of):
     """Intervals of the means overlap in both cases, as samples differ by 22 dB."""
     add("random", plus(WAVE, 1), 1.5)

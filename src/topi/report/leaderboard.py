@@ -15,7 +15,7 @@ import pandas as pd
 
 from topi.errors import ToPiError
 from topi.report.paper import suites_of
-from topi.report.pareto import KNOBS, pareto_points
+from topi.report.pareto import KNOBS, NAMED, pareto_points
 from topi.report.suite import Suite, suites
 from topi.report.tables import FEW, measured_text
 from topi.results.store import Store
@@ -71,6 +71,9 @@ def tied(suite: Suite, places: pd.DataFrame) -> list[str]:
 def board(suite: Suite, known: Sequence[str] = ()) -> str:
     """The table of one model as Markdown: a line per method, a column per speed.
 
+    Methods that are neither first in a column nor told apart from the first, nor `NAMED`, follow in
+    a table that a reader unfolds.
+
     Args:
         known: methods that must have a line, whether this model has a cell of them or not.
     """
@@ -83,8 +86,9 @@ def board(suite: Suite, known: Sequence[str] = ()) -> str:
     }
     order = list(dict.fromkeys(m for places in columns.values() for m in places["method"]))
     order += [m for m in dict.fromkeys([*found["method"], *known]) if m not in order]
-    lines = [["Method", *(f"≥ {level:g}×" for level in LEVELS), "Fastest"]]
-    lines.append(["---", *["---:"] * (len(LEVELS) + 1)])
+    first = set(found.loc[found["label"].isin(set().union(*bold.values())), "method"])
+    shown: list[list[str]] = []
+    folded: list[list[str]] = []
     for method in order:
         own = found[found["method"] == method]
         fields = []
@@ -92,8 +96,19 @@ def board(suite: Suite, known: Sequence[str] = ()) -> str:
             best = places[places["method"] == method]
             fields.append(_field(best.iloc[0], bold[level]) if len(best) else "–")
         fastest = f"{own['flop_speedup'].max():.2f}×" if len(own) else "not run"
+        lines = shown if method in first | NAMED else folded
         lines.append([f"`{method}`", *fields, fastest])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    parts = [_table(shown)]
+    if folded:
+        parts += [f"<details><summary>The other {len(folded)}</summary>", _table(folded)]
+        parts += ["</details>"]
+    return "\n\n".join(parts)
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    head = [["Method", *(f"≥ {level:g}×" for level in LEVELS), "Fastest"]]
+    head.append(["---", *["---:"] * (len(LEVELS) + 1)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in [*head, *lines])
 
 
 def _field(line: pd.Series, bold: set[str]) -> str:
