@@ -21,7 +21,7 @@ from topi.report.tables import ALL, COLUMNS, FEW
 
 STYLE = Path(__file__).with_name("topi.mplstyle")
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
-PALETTE += ("#4B2BB3",)
+PALETTE += ("#4B2BB3", "#7A4B2A")
 """Colours that the colour-blind tell apart (Okabe and Ito, Tol), none of them pale or black."""
 MARKERS = "osD^vPX*<>hp"
 OURS = "topi"
