@@ -1,6 +1,8 @@
 """The page: complete, self-contained, and honest about stand-ins."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +13,7 @@ from topi.errors import ToPiError
 from topi.report import build
 from topi.report.figures import grid
 from topi.report.gallery import gather
-from topi.report.page import comparable, split_facts
+from topi.report.page import comparable, contents, split_facts
 from topi.results.store import Store
 
 matplotlib.use("Agg")
@@ -113,6 +115,20 @@ def test_retrained_weights_are_not_pooled_with_the_old_ones(tmp_path, new_store)
     assert {group.title for group in groups} == titles
     assert [group.stem for group in groups] == ["kontext_standin", "kontext_standin-2"]
     assert [len(store.rows(group.cells)) for group in groups] == [16, 16]
+
+
+def test_a_sample_of_two_cells_counts_once(tmp_path, new_store):
+    """As with data.count=4 first, and with data.count=8 later."""
+    new_store(tmp_path, per_category=2)
+    cell = next((tmp_path / "cells").iterdir())
+    fewer = shutil.copytree(cell, cell.with_name("kontext_standin-fewer"))
+    manifest = json.loads((fewer / "manifest.json").read_text())
+    (fewer / "manifest.json").write_text(json.dumps(manifest | {"count": 4}))
+    rows = (fewer / "rows.jsonl").read_text().splitlines(keepends=True)
+    (fewer / "rows.jsonl").write_text("".join(rows[:4]))
+    store = Store(tmp_path)
+    (content,) = contents(store, store.load_cells())
+    assert len(content.group.cells) == 5 and set(content.rows["label"].value_counts()) == {8}
 
 
 def test_facts_are_split_into_shared_and_own():

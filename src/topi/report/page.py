@@ -138,6 +138,7 @@ def contents(store: Store, cells: Sequence[Cell]) -> Iterator[Content]:
     for group in comparable(cells):
         if moments is None or latency is None:
             rows = store.rows(group.cells)
+            rows = rows.drop_duplicates(["label", "seed", "sample"])  # of cells of other counts
             yield Content(group, rows, quality_table(rows, store.latency(group.cells)))
             continue
         labels = {cell.key: cell.labels[0] for cell in group.cells}
