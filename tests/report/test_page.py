@@ -14,6 +14,7 @@ from topi.report import build
 from topi.report.figures import grid
 from topi.report.gallery import gather
 from topi.report.page import comparable, contents, split_facts
+from topi.report.tables import ALL
 from topi.results.store import Store
 
 matplotlib.use("Agg")
@@ -128,7 +129,10 @@ def test_a_sample_of_two_cells_counts_once(tmp_path, new_store):
     (fewer / "rows.jsonl").write_text("".join(rows[:4]))
     store = Store(tmp_path)
     (content,) = contents(store, store.load_cells())
-    assert len(content.group.cells) == 5 and set(content.rows["label"].value_counts()) == {8}
+    pooled = content.table[content.table["category"] == ALL]
+    assert len(content.rows) == 36 and set(pooled["n"]) == {8}
+    page = build(tmp_path, tmp_path / "report").read_text()
+    assert all(key in page for key in (cell.name, fewer.name))
 
 
 def test_facts_are_split_into_shared_and_own():

@@ -138,8 +138,7 @@ def contents(store: Store, cells: Sequence[Cell]) -> Iterator[Content]:
     for group in comparable(cells):
         if moments is None or latency is None:
             rows = store.rows(group.cells)
-            rows = rows.drop_duplicates(["label", "seed", "sample"])  # of cells of other counts
-            yield Content(group, rows, quality_table(rows, store.latency(group.cells)))
+            yield Content(group, rows, quality_table(once(rows), store.latency(group.cells)))
             continue
         labels = {cell.key: cell.labels[0] for cell in group.cells}
         methods = {cell.key: cell.method for cell in group.cells}
@@ -158,6 +157,11 @@ def contents(store: Store, cells: Sequence[Cell]) -> Iterator[Content]:
             f"of one cell a label, {len(shown)}."
         )
         yield Content(group, rows, table_of_many(sums, timed), (remark,))
+
+
+def once(rows: pd.DataFrame) -> pd.DataFrame:
+    """Each sample of a setting once: cells that differ in how many samples they have share some."""
+    return rows.drop_duplicates(["label", "seed", "sample"])
 
 
 def comparable(cells: Sequence[Cell]) -> Iterator[Group]:
@@ -230,13 +234,13 @@ def _section(store: Store, content: Content, folder: Path, per_category: int) ->
     labels = rows.drop_duplicates("cell").set_index("cell")["label"]
     counts = rows["cell"].value_counts()
     chosen = shown_labels(rows, SHOWN)
-    shown = rows[rows["label"].isin(chosen)]
+    shown = once(rows[rows["label"].isin(chosen)])
     pooled = table[table["category"] == ALL].set_index("label", drop=False).loc[chosen]
     return {
         "name": group.title,
         "model": model,
         "warning": STAND_IN if "standin" in model else TINY if model.startswith("tiny") else "",
-        "samples": rows["sample"].nunique(),
+        "samples": number_range(shown.groupby("label")["sample"].nunique()),
         "glance": [_glance(line) for _, line in pooled.iterrows()],
         "sections": sections(table),
         "notes": [*notes(table), *content.remarks],
@@ -254,6 +258,12 @@ def _section(store: Store, content: Content, folder: Path, per_category: int) ->
             for key in labels.index
         ],
     }
+
+
+def number_range(numbers: pd.Series) -> str:
+    """`24`, or `24 to 64` where they differ."""
+    low, high = numbers.min(), numbers.max()
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _glance(line: pd.Series) -> dict[str, str]:
@@ -292,7 +302,7 @@ def _difference(line: pd.Series) -> dict[str, str]:
 
 
 def _figures(store: Store, content: Content, folder: Path, per_category: int) -> Iterator[Shown]:
-    group, rows, table = content.group, content.rows, content.table
+    group, rows, table = content.group, once(content.rows), content.table
 
     def shown(figure: Figure, name: str, title: str, caption: str, wide: bool = False) -> Shown:
         path = figures.save(figure, folder, f"{group.stem}_{name}")
