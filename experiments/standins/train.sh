@@ -19,9 +19,14 @@ for model in $models; do
     test "${SHIP:-true}" = false || "$python" -m topi.evaluation.model_card $model
 done
 
-for factor in none no_copy_head conv_latents moved_references fine_grid deeper; do
+runs=
+for factor in none no_copy_head wide_copy_head conv_latents moved_references moving_content fine_grid deeper longer; do
     "$python" -m topi.training factor=$factor schedule="$study" workers="${WORKERS:-1}" \
         out=results/redundancy/$factor hardware="'$hardware'"
+    runs="$runs results/redundancy/$factor"
 done
-"$python" -m topi.evaluation.redundancy results/redundancy/*/ --out results/redundancy/table.md \
-    --samples "${SAMPLES:-48}" --size "${SIZE:-96}"
+"$python" -m topi.training schedule="$study" workers="${WORKERS:-1}" seed=1 \
+    out=results/redundancy/another_seed hardware="'$hardware'" # how far two equal runs are apart
+# shellcheck disable=SC2086
+"$python" -m topi.evaluation.redundancy $runs results/redundancy/another_seed \
+    --out results/redundancy/table.md --samples "${SAMPLES:-48}" --size "${SIZE:-96}"

@@ -25,14 +25,33 @@ def test_runs_are_measured_once_and_shown_side_by_side(tmp_path, capsys, kind):
     )
     kept = tmp_path / "control" / "redundancy-48-4-4.json"
     measured = json.loads(kept.read_text())
-    assert measured["half"]["influence"]["minus_influence"] == 0
-    assert measured["samples"] == 4 and len(measured["layers"]) == 3
-    assert 0 < measured["mass"] <= measured["peak"] < 1
+    assert len(measured["samples"]) == 4 and len(measured["layers"]) == 3
+    assert all(0 < mass < 1 for mass in measured["by_layer"] + measured["by_step"])
+    assert all(0 < sample["keep"] <= 1 for sample in measured["samples"])
     before = kept.stat().st_mtime_ns
     redundancy.main([runs[0], *quick, "--out", str(tmp_path / "t")])
     assert kept.stat().st_mtime_ns == before
     row = (tmp_path / "t").read_text().splitlines()[2]
-    assert row.startswith("| control | ") and row.count("±") == 3
+    assert row.startswith("| control | ")
+
+
+def test_leads_are_paired_with_the_control():
+    def run(name, influence, random):
+        samples = [
+            {"truth": 20.0 + k, "keep": 0.5, "influence": influence + k, "random": random + 2 * k}
+            | {"lowest influence": 0.0, "checkerboard": 0.0}
+            for k in range(4)
+        ]
+        return {"run": name, "by_layer": [0.1, 0.3, 0.1, 0.1], "by_step": [0.5, 0.2]} | {
+            "samples": samples
+        }
+
+    text = redundancy.tables([run("control", 10.0, 12.0), run("factor", 13.0, 12.0)])
+    like, half = (part.splitlines() for part in text.split("\n\n"))
+    fields = [field.strip() for field in half[-1].split("|")[1:-1]]
+    assert fields[0] == "factor" and fields[-1] == "+3.0 [+3.0, +3.0]"
+    assert fields[2].startswith("+14.5 [") and fields[3].startswith("-0.5 [")
+    assert "+0.0 [+0.0, +0.0]" in like[-1] and "0.50 → 0.20" in like[-1] and "83%" in like[-1]
 
 
 def test_enlarged_sample_is_the_same_picture():

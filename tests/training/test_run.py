@@ -218,34 +218,38 @@ def test_prompt_dropout_leaves_prompts_empty(prompts, tmp_path):
 
 def test_copy_head_looks_at_its_own_place():
     """Head 0 of a new model: queries of the target peak at the same place in the reference."""
+    settings = {"own": {}, "wide": {"copy_pairs": (1, 2)}, "none": {"copy_head": False}}
     for kind, family in FAMILIES.items():
-        torch.manual_seed(0)
         looks = {}
-        for copy in (True, False):
-            transformer = family.new(**SMALL[kind], copy_head=copy)
-            looks[copy] = _share_at_own_place(kind, transformer)
-        assert looks[True] > 0.5 > 0.1 > looks[False], (kind, looks)
+        for name, setting in settings.items():
+            torch.manual_seed(0)
+            looks[name] = _shares_near_own_place(kind, family.new(**SMALL[kind], **setting))
+        own, wide, none = looks.values()
+        assert own[0] > 0.5 > 0.1 > none[0], (kind, looks)
+        assert wide[0] < own[0] / 2 and wide[1] > 0.4 > 2 * none[1], (kind, looks)
 
 
-def _share_at_own_place(kind, transformer) -> float:
-    """Share of target tokens whose strongest key in head 0 is their own place in the reference."""
+def _shares_near_own_place(kind, transformer) -> tuple[float, float]:
+    """Of target tokens, whose strongest key in head 0 is their own place, or at most 2 off."""
     from topi.methods.base import Method
 
     class Look(Method):
-        share = 0.0
+        shares = (0.0, 0.0)
 
         def attend(self, call, layer, query, key, value, mask):
             n_text, n = call.layout.n_text, call.layout.n_target
             logits = query[0, n_text : n_text + n, 0] @ key[0, n_text:, 0].T
-            own = torch.arange(n) + n
-            self.share = float((logits.argmax(-1) == own).float().mean())
+            found, own = logits.argmax(-1), torch.arange(n)
+            off = torch.maximum((found % n // 6 - own // 6).abs(), (found % 6 - own % 6).abs())
+            off[found < n] = n  # at the target, not at the reference
+            self.shares = tuple(float((off <= far).float().mean()) for far in (0, 2))
 
     family, look = FAMILIES[kind], Look()
     tokens = torch.randn(2, 1, 36, 64)
     text = (torch.randn(1, 16, 384), torch.randn(1, 384))
     with look(transformer), torch.no_grad():
         family.velocity(transformer, list(tokens), [(6, 6)] * 2, text, torch.tensor([0.5]))
-    return look.share
+    return look.shares
 
 
 def test_schedule():
@@ -264,6 +268,8 @@ def test_impossible_configurations_are_refused():
         (["phases=[]"], "phases is empty"),
         (["phases=[{sizes: [], batch: 2, lr: 1, steps: 1, references: own}]"], "pipeline, target"),
         (["data=mini_edit_plus"], "two references"),
+        (["data.moving=1.5"], "share, from 0 to 1"),
+        (["longer=0"], "at least 1"),
         (["+model.colour=red"], "colour"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -275,9 +281,12 @@ def test_impossible_configurations_are_refused():
 )
 def test_factors_compose(factor):
     config = composed(f"factor={factor}", "schedule=study")
-    assert config.phases[0].steps == 4000
     plain = composed("schedule=study")
-    assert (config.model, config.data) != (plain.model, plain.data) or factor == "none"
+    changed = [
+        name for name in ("model", "data", "phases") if vars(config)[name] != vars(plain)[name]
+    ]
+    assert len(changed) == (factor != "none")
+    assert config.phases[0].steps == (12000 if factor == "longer" else 4000)
 
 
 @pytest.mark.parametrize("schedule", ["study", "study_cpu"])

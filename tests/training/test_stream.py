@@ -4,18 +4,25 @@ import numpy as np
 import pytest
 import torch
 
+from topi.data.mini_edit import draw_pair, train_task
 from topi.models.standin import FAMILIES
 from topi.training.stream import (
+    MOVING,
     Draw,
     displaced,
     draw_batch,
     loader,
+    moving_index,
     resized,
     validation_batches,
 )
 
 KONTEXT, QWEN = (FAMILIES[kind].reference_size for kind in ("kontext", "qwen_edit"))
 SIZES = [(64, 64), (48, 80)]
+
+
+def digest_of(image: torch.Tensor) -> bytes:
+    return image.numpy().tobytes()
 
 
 def digest(batch) -> int:
@@ -60,6 +67,18 @@ def test_enlarged_pictures_are_the_same_on_a_finer_grid():
     assert large.prompts == plain.prompts
     for small, wide in zip(plain.edited, large.edited, strict=True):
         assert (resized(wide.numpy(), (48, 64)).astype(int) - small.numpy()).std() < 10
+
+
+def test_moving_content_is_drawn_alone_or_by_its_share():
+    def share(moving):
+        draw = Draw([(48, 48)], 40, KONTEXT, moving=moving)
+        batch = draw_batch(draw, 0)
+        assert len({digest_of(image) for image in batch.edited}) == 40
+        return sum(category in ("camera_move", "local_edit") for category in batch.categories) / 40
+
+    assert share(1.0) == 1 > share(0.5) > share(0.0)
+    index = moving_index(3)
+    assert train_task(index) in MOVING and draw_pair("train", index, 48)[4] == train_task(index)
 
 
 def test_displaced_moves_the_picture_by_at_most_its_shift():

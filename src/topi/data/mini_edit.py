@@ -73,12 +73,21 @@ def draw_edit(split: str, index: int, size: int | Sequence[int]) -> tuple[Edit, 
     """A sample with all that is known about it, its category and its task."""
     rng = np.random.default_rng([SPLITS[split], index])
     if split == "train":
-        task = str(rng.choice(list(TRAIN_SHARES), p=list(TRAIN_SHARES.values())))
+        task = _train_task(rng)
         category = next(c for c in CATEGORIES if task in TASKS[c])
     else:
         category = CATEGORIES[index % 4]
         task = TASKS[category][index // 4 % len(TASKS[category])]
     return EDITS[task](rng, pixel_size(size)), category, task
+
+
+def train_task(index: int) -> str:
+    """The task of a sample of the training split, without drawing it."""
+    return _train_task(np.random.default_rng([SPLITS["train"], index]))
+
+
+def _train_task(rng: np.random.Generator) -> str:
+    return str(rng.choice(list(TRAIN_SHARES), p=list(TRAIN_SHARES.values())))
 
 
 def draw_pair(

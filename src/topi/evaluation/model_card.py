@@ -25,7 +25,7 @@ from topi.models.editor import Editor, load_editor
 from topi.models.standin import weights_folder
 from topi.results.calibration import Calibration
 
-TAUS = (0.8, 0.85, 0.9)
+TAUS = (0.8, 0.85, 0.9, 0.95)
 #: What keeps half of the reference tokens, and how: the paper's score, its ablations, the floors.
 HALF = {
     "influence (Eq. 9)": ("topi", {"ratio": 0.5}),
@@ -79,19 +79,17 @@ def quality(rows: Sequence[Mapping]) -> dict:
     }
 
 
-def pruning(
+def pruned_rows(
     editor: Editor,
     samples: Sequence[EditSample],
     front_layers: int,
-    half: Mapping[str, tuple[str, Mapping]] = HALF,
-) -> dict:
-    """Keep ratio at each tau and PSNR to the full output at half of the tokens, per category.
+    methods: Mapping[str, tuple[str, Mapping]],
+) -> dict[str, list[dict]]:
+    """Per label and sample: category, PSNR in dB to the full output, mean keep ratio.
 
     Args:
-        half: label -> name and parameters of what keeps half of the tokens; differences are to the
-            first.
+        methods: label -> name and parameters of a method.
     """
-    methods = {f"tau={tau}": ("topi", {"tau": tau}) for tau in TAUS} | dict(half)
     rows: dict[str, list[dict]] = {label: [] for label in methods}
     for seed, sample in enumerate(track(samples, f"pruning {editor.name}")):
         full = np.asarray(editor.edit(sample, seed))
@@ -107,7 +105,17 @@ def pruning(
                     "keep_ratio": fmean(pruned or [1.0]),
                 }
             )
-    influence = np.array([r["psnr"] for r in rows[next(iter(half))]])
+    return rows
+
+
+def pruning(editor: Editor, samples: Sequence[EditSample], front_layers: int) -> dict:
+    """Keep ratio at each tau and PSNR to the full output at half of the tokens, per category.
+
+    Differences at half are to the first of `HALF`.
+    """
+    taus = {f"tau={tau}": ("topi", {"tau": tau}) for tau in TAUS}
+    rows = pruned_rows(editor, samples, front_layers, taus | HALF)
+    influence = np.array([r["psnr"] for r in rows[next(iter(HALF))]])
 
     def summary(label: str) -> dict:
         values = np.array([r["psnr"] for r in rows[label]])
@@ -121,8 +129,8 @@ def pruning(
 
     return {
         "samples": len(samples),
-        "tau": {label: summary(label) for label in methods if label not in half},
-        "half": {label: summary(label) for label in half},
+        "tau": {label: summary(label) for label in taus},
+        "half": {label: summary(label) for label in HALF},
     }
 
 

@@ -1,7 +1,8 @@
 """What makes reference tokens redundant? Trained stand-ins side by side.
 
 `python -m topi.evaluation.redundancy RUN... --out redundancy.md`, each RUN a folder that
-`python -m topi.training` wrote. All see the same samples and noise, so differences are paired.
+`python -m topi.training` wrote, the first one the control. All see the same samples and noise, so
+differences are paired.
 """
 
 import argparse
@@ -9,7 +10,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 from PIL import Image
@@ -17,11 +17,13 @@ from PIL import Image
 from topi.data import EditSample, MiniEdit
 from topi.evaluation.calibration import calibrate
 from topi.evaluation.held_out import held_out_rows
-from topi.evaluation.model_card import pruning, quality
+from topi.evaluation.model_card import pruned_rows
 from topi.models.editor import Editor, ModelConfig, load_editor
 from topi.models.standin import FAMILIES
+from topi.report.statistics import bootstrap
 from topi.results import files
 
+TAU = 0.85
 RULES = {
     "influence": ("topi", {"ratio": 0.5}),
     "lowest influence": ("topi", {"ratio": 0.5, "order": "lowest"}),
@@ -45,20 +47,34 @@ def open_run(folder: Path, size: int, steps: int) -> Editor:
 def measure(
     editor: Editor, samples: Sequence[EditSample], calibration: Sequence[EditSample]
 ) -> dict:
-    """How well a run edits, how much it attends to references, and what half of them are worth."""
+    """How well a run edits, how much it attends to references, and what half of them are worth.
+
+    `samples` of the result has, per sample, the PSNR in dB of the full output to the true edit
+    (`truth`), ToPi's mean keep ratio at `TAU` (`keep`) and the PSNR to the full output of what
+    each of `RULES` keeps.
+    """
     layers = calibrate(editor, calibration)
     editor.transformer.register_to_config(representative_layers=list(layers.layers))
-    truth = quality(held_out_rows(editor, samples))["by_category"]["psnr"]
-    pruned = pruning(editor, samples, editor.config.front_layers, RULES)
+    truth = held_out_rows(editor, samples)
+    rules = {"keep": ("topi", {"tau": TAU})} | RULES
+    rows = pruned_rows(editor, samples, editor.config.front_layers, rules)
+    keep = rows.pop("keep")
     return {
         "run": editor.name,
         "weights": editor.fingerprint(),
-        "psnr": fmean(v for v in truth.values() if v is not None),
-        "psnr_by_category": truth,
         "layers": list(layers.layers),
-        "mass": float(np.mean(layers.overall.by_layer)),
-        "peak": float(np.max(layers.overall.by_layer)),
-        **pruned,
+        "by_layer": list(layers.overall.by_layer),
+        "by_step": list(layers.overall.by_step),
+        "samples": [
+            {
+                "id": true["id"],
+                "category": true["category"],
+                "truth": true["psnr"],
+                "keep": kept["keep_ratio"],
+                **dict(zip(rows, (row["psnr"] for row in each), strict=True)),
+            }
+            for true, kept, *each in zip(truth, keep, *rows.values(), strict=True)
+        ],
     }
 
 
@@ -76,23 +92,62 @@ def enlarge(sample: EditSample, factor: int) -> EditSample:
     )
 
 
-def table(measured: Sequence[Mapping]) -> str:
-    """Markdown: one row per run. Differences are to influence, in dB, with their standard error."""
-    heads = ["run", "to truth", "mean S", "highest S", "keep at tau 0.85", "influence"]
-    heads += [f"{rule} − influence" for rule in RULES if rule != "influence"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+def column(run: Mapping, name: str) -> np.ndarray:
+    """Of each sample, a number."""
+    return np.array([sample[name] for sample in run["samples"]])
+
+
+def lead(run: Mapping, rule: str) -> np.ndarray:
+    """PSNR in dB that the influence score is ahead of another rule with, per sample."""
+    return column(run, "influence") - column(run, rule)
+
+
+def estimate(values: np.ndarray) -> str:
+    """Mean and 95 % bootstrap interval, of dB."""
+    found = bootstrap(values)
+    return f"{found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
+
+
+def tables(measured: Sequence[Mapping]) -> str:
+    """Markdown: what each run is like, and what half of its reference tokens are worth.
+
+    Differences are paired by sample, in dB; the first run is the control.
+    """
+    control = measured[0]
+    like = [["run", "PSNR to the true edit", "− control", "mean S", "highest S", "S, first → last"]]
+    like[0] += ["three layers hold", f"keep at tau {TAU}"]
+    half = [["run", "influence", *(f"influence − {rule}" for rule in list(RULES)[1:])]]
+    half[0] += ["influence − random, against the control's"]
     for run in measured:
-        half = run["half"]
-        cells = [run["run"], f"{run['psnr']:.1f}", f"{run['mass']:.2f}", f"{run['peak']:.2f}"]
-        cells += [f"{fmean(run['tau']['tau=0.85']['keep_ratio'].values()):.2f}"]
-        cells += [f"{half['influence']['psnr']['all']:.1f}"]
-        cells += [
-            f"{half[rule]['minus_influence']:+.1f} ± {half[rule]['standard_error']:.1f}"
-            for rule in RULES
-            if rule != "influence"
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        truth, by_layer = column(run, "truth"), np.array(run["by_layer"])
+        compared = run is not control
+        like.append(
+            [
+                run["run"],
+                f"{truth.mean():.1f}",
+                estimate(truth - column(control, "truth")) if compared else "",
+                f"{by_layer.mean():.2f}",
+                f"{by_layer.max():.2f} (layer {by_layer.argmax()} of {len(by_layer)})",
+                f"{run['by_step'][0]:.2f} → {run['by_step'][-1]:.2f}",
+                f"{np.sort(by_layer)[-3:].sum() / by_layer.sum():.0%}",
+                f"{column(run, 'keep').mean():.2f}",
+            ]
+        )
+        half.append(
+            [
+                run["run"],
+                f"{column(run, 'influence').mean():.1f}",
+                *(estimate(lead(run, rule)) for rule in list(RULES)[1:]),
+                estimate(lead(run, "random") - lead(control, "random")) if compared else "",
+            ]
+        )
+    return markdown(like) + "\n" + markdown(half)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is its head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -115,8 +170,8 @@ def main(argv: list[str] | None = None) -> None:
             seen = [[enlarge(s, factor) for s in data] for data in (samples, calibration)]
             files.write_json(kept, measure(editor, *seen))
         measured.append(json.loads(kept.read_text()))
-    args.out.write_text(table(measured))
-    print(table(measured))
+    args.out.write_text(tables(measured))
+    print(tables(measured))
 
 
 if __name__ == "__main__":

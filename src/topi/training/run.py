@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class DataSpec:
     shift: int = 0
     scale: float = 1.0
     enlarge: int = 1
+    moving: float = 0.0
     plus: float = 0.0
 
 
@@ -78,6 +79,11 @@ class Phase:
     steps: int | None = None
     minutes: float | None = None
     references: str = "pipeline"
+
+    def longer(self, times: int) -> "Phase":
+        """So many times the steps or minutes."""
+        given = {"steps": self.steps, "minutes": self.minutes}
+        return replace(self, **{n: v * times for n, v in given.items() if v is not None})
 
     @property
     def schedule(self) -> Schedule:
@@ -108,6 +114,7 @@ class TrainingConfig:
     hardware: str
     ship: bool
     deepen: bool = False
+    longer: int = 1
     overrides: list[str] = field(default_factory=list)
 
 
@@ -133,6 +140,11 @@ def read_training(composed: DictConfig) -> TrainingConfig:
         if any(len(size) != 2 or side % 8 for size in phase.sizes for side in size):
             raise ConfigError(f"phases.{k}.sizes must be [height, width] in multiples of 8.")
         check_choice(f"phases.{k}.references", phase.references, ("pipeline", "target"))
+    if not 0 <= config.data.moving <= 1:
+        raise ConfigError(f"data.moving={config.data.moving} must be a share, from 0 to 1.")
+    if config.longer < 1:
+        raise ConfigError(f"longer={config.longer} must be at least 1.")
+    config.phases = [phase.longer(config.longer) for phase in config.phases]
     if config.data.plus and config.model.kind == "kontext":
         raise ConfigError("data.plus needs a model that takes two references; use a Qwen one.")
     if HydraConfig.initialized():

@@ -10,9 +10,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from topi.data import CATEGORIES
-from topi.data.mini_edit import draw_pair
+from topi.data.mini_edit import draw_pair, train_task
 
 Size = tuple[int, int]
+MOVING = ("pan", "zoom", "rotate", "resize", "move")
+"""Tasks after which what a token shows stands elsewhere."""
+STRIDE = 1 << 20
+"""More than a batch, so that no two samples of one come to be the same."""
 
 
 @dataclass
@@ -35,6 +39,7 @@ class Draw:
         shift: references are shifted by up to so many pixels in each direction.
         scale: references are scaled by a factor between 1 / scale and scale.
         enlarge: draw at the size, then enlarge so many times: objects span more tokens.
+        moving: share of samples drawn among `MOVING` alone.
         plus: share of batches with two references.
         reference_size: (height, width) of an image -> that at which the pipeline sees it.
         seed: of everything random here.
@@ -46,6 +51,7 @@ class Draw:
     shift: int = 0
     scale: float = 1.0
     enlarge: int = 1
+    moving: float = 0.0
     plus: float = 0.0
     seed: int = 0
 
@@ -58,7 +64,10 @@ def draw_batch(draw: Draw, step: int, offset: int = 0) -> Batch:
     count = max(1, round(draw.batch * pixels / (size[0] * size[1])))
     first = int(rng.integers(1 << 40))
     several = rng.random() < draw.plus
-    rows = [_draw(several, first + k, size) for k in range(count)]
+    indices = range(first, first + count)
+    if draw.moving and not several:
+        indices = [moving_index(k) if rng.random() < draw.moving else k for k in indices]
+    rows = [_draw(several, index, size) for index in indices]
     size = enlarged(size, draw.enlarge)
     references, edited, prompts, categories = [], [], [], []
     for before, after, prompt, category in rows:
@@ -73,6 +82,13 @@ def draw_batch(draw: Draw, step: int, offset: int = 0) -> Batch:
         prompts,
         categories,
     )
+
+
+def moving_index(index: int) -> int:
+    """The first index from this one on, in strides, whose training sample has moving content."""
+    while train_task(index) not in MOVING:
+        index += STRIDE
+    return index
 
 
 def _draw(

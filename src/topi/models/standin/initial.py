@@ -40,16 +40,23 @@ def pass_through(embedder: nn.Linear, projection: nn.Linear) -> None:
     projection.weight.copy_(0.3 * through.T)
 
 
-def point_head_0_at_own_place(attn: nn.Module, axes: tuple[int, int, int]) -> None:
-    """Query and key biases whose RoPE inner product peaks at the same row and column, image + 1."""
+def point_head_0_at_own_place(
+    attn: nn.Module, axes: tuple[int, int, int], pairs: tuple[int, int] = (0, 1)
+) -> None:
+    """Query and key biases whose RoPE inner product peaks at the same row and column, image + 1.
+
+    Args:
+        pairs: of row and column, that the peak is made of. Pair 0 turns by one radian a token, each
+            further pair more slowly, so that the peak is wider.
+    """
     amplitude, sharpness = 3.0, 2.0
     q, k = attn.to_q.bias, attn.to_k.bias
     row, column = axes[0], axes[0] + axes[1]
     q[0], q[1] = amplitude * math.cos(1.0), amplitude * math.sin(1.0)  # image axis: turned by one
     k[0] = amplitude
     for axis in (row, column):
-        for offset, weight in ((0, 1.3), (2, 0.7)):
-            q[axis + offset] = k[axis + offset] = amplitude * weight
+        for pair, weight in zip(pairs, (1.3, 0.7), strict=True):
+            q[axis + 2 * pair] = k[axis + 2 * pair] = amplitude * weight
     for norm in (attn.norm_q, attn.norm_k):
         for axis in (0, row, column):
             norm.weight[axis : axis + 2] = sharpness

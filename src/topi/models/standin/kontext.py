@@ -24,12 +24,14 @@ def new_kontext_transformer(
     single: int = 6,
     axes: tuple[int, int, int] = (4, 14, 14),
     copy_head: bool = True,
+    copy_pairs: tuple[int, int] = (0, 1),
 ) -> FluxTransformer2DModel:
     """A FluxTransformer2DModel with the initial weights of `topi.models.standin.initial`.
 
     Args:
         copy_head: head 0 of every layer starts out attending from a target token to the reference
             token at its own place.
+        copy_pairs: see `topi.models.standin.initial.point_head_0_at_own_place`.
     """
     axes = tuple(axes)
     model = FluxTransformer2DModel(
@@ -59,7 +61,7 @@ def new_kontext_transformer(
     initial.pass_through(model.x_embedder, model.proj_out)
     if copy_head:
         for block in (*model.transformer_blocks, *model.single_transformer_blocks):
-            initial.point_head_0_at_own_place(block.attn, axes)
+            initial.point_head_0_at_own_place(block.attn, axes, copy_pairs)
     return model
 
 

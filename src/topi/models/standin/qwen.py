@@ -38,6 +38,7 @@ def new_qwen_transformer(
     layers: int = 8,
     axes: tuple[int, int, int] = (4, 14, 14),
     copy_head: bool = True,
+    copy_pairs: tuple[int, int] = (0, 1),
     zero_cond_t: bool = False,
 ) -> QwenImageTransformer2DModel:
     """A QwenImageTransformer2DModel with the initial weights of `topi.models.standin.initial`.
@@ -45,6 +46,7 @@ def new_qwen_transformer(
     Args:
         copy_head: head 0 of every layer starts out attending from a target token to the first
             reference's token at its own place.
+        copy_pairs: see `topi.models.standin.initial.point_head_0_at_own_place`.
         zero_cond_t: reference tokens are modulated as at time zero (Qwen-Image-Edit-2511).
     """
     axes = tuple(axes)
@@ -68,7 +70,7 @@ def new_qwen_transformer(
         for layer in outputs:
             layer.weight.mul_(layers**-0.5)
         if copy_head:
-            initial.point_head_0_at_own_place(attn, axes)
+            initial.point_head_0_at_own_place(attn, axes, copy_pairs)
     initial.pass_through(model.img_in, model.proj_out)
     return model
 
