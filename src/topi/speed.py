@@ -49,8 +49,7 @@ class BenchConfig:
         keep: shares of tokens to keep.
         repeats: timed pairs of each line; `warmup` pairs of each are thrown away before.
         size: side of the picture in pixels; None: the model's.
-        references: how many pictures of that size are the context. One that takes a single picture
-            gets them side by side.
+        references: how many pictures of that size are the context; Kontext gets them side by side.
         steps: denoising steps, one in ten an anchor; None: the model's, 40 as published, or 20
             scaled down.
         compile: time with compiled blocks, full and methods alike; `backend` is torch.compile's.
@@ -224,20 +223,13 @@ def random_weights(scaled_down: bool) -> dict[str, Any]:
 
 def picture(references: int, model: Any) -> "EditSample":
     """A drawn sample at the model's size, with so many references of that size."""
-    from PIL import Image
-
     from topi.data import EditSample, MiniEdit
 
     drawn = MiniEdit()[0]
     size = (model.width, model.height)
-    pictures = [drawn.references[0].resize(size) for _ in range(references)]
-    if model.kind == "kontext" and references > 1:  # takes one picture: side by side
-        wide = Image.new("RGB", (references * size[0], size[1]))
-        for number, each in enumerate(pictures):
-            wide.paste(each, (number * size[0], 0))
-        pictures = [wide]
+    pictures = (drawn.references[0].resize(size),) * references
     return EditSample(
-        f"drawn-{references}", drawn.category, drawn.task, drawn.instruction, tuple(pictures)
+        f"drawn-{references}", drawn.category, drawn.task, drawn.instruction, pictures
     )
 
 

@@ -56,9 +56,17 @@ def test_several_references_need_the_plus_pipeline():
     sample = EditSample("two", "local_edit", "add", "use both", (red, blue))
     for kind in ("qwen_edit_plus", "flux2"):
         assert tiny(kind).edit(sample).size == (128, 128)
-    for kind in ("kontext", "qwen_edit"):
-        with pytest.raises(ToPiError, match=r"has 2 references.*flux2 or qwen_edit_plus"):
-            tiny(kind).edit(sample)
+    with pytest.raises(ToPiError, match=r"has 2 references.*flux2 or qwen_edit_plus"):
+        tiny("qwen_edit").edit(sample)
+
+
+def test_kontext_gets_several_references_side_by_side():
+    red, blue = (Image.new("RGB", (128, 128), c) for c in ("red", "blue"))
+    sample = EditSample("two", "local_edit", "add", "use both", (red, blue))
+    (wide,) = tiny("kontext").references(sample)
+    assert wide.size == (256, 128)
+    assert wide.getpixel((127, 0)) == (255, 0, 0) and wide.getpixel((128, 0)) == (0, 0, 255)
+    assert tiny("kontext").edit(sample).size == (128, 128)
 
 
 def test_truncated_reference_is_named(tmp_path):

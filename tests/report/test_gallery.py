@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from topi.data.images import side_by_side
 from topi.report.artefacts import OURS
 from topi.report.figures import grid
 from topi.report.gallery import (
@@ -19,7 +20,6 @@ from topi.report.gallery import (
     keep_ratios,
     read_anchors,
     shown_labels,
-    side_by_side,
 )
 from topi.results.store import Store
 

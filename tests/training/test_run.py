@@ -102,6 +102,23 @@ def test_finished_phase_is_not_trained_again(train):
     assert averaged.stat().st_mtime_ns == before
 
 
+def test_an_editor_of_conv_latents_brings_its_own_autoencoder(train):
+    small = ["autoencoder.batch=1", "autoencoder.steps=2"]
+    out = train("kontext", "out", "factor=conv_latents", *small)
+    kept = out / "autoencoder.safetensors"
+    assert kept.exists() and type(load_parts(out)[1]).__name__ == "ConvVAE"
+    before = kept.stat().st_mtime_ns
+    train("kontext", "out", "factor=conv_latents", *small)
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_a_reference_with_an_unrelated_scene_is_told_in_the_recipe(train):
+    """The comparison of runs gives them such references too."""
+    for out, factor, references in (("wide", "irrelevant_content", 2), ("plain", "none", 1)):
+        recipe = json.loads((train("kontext", out, f"factor={factor}") / "recipe.json").read_text())
+        assert recipe["references"] == references
+
+
 def test_training_lowers_the_loss(train, prompts, tmp_path):
     more = "phases=[{sizes: [[48, 48]], batch: 4, steps: 20, lr: 0.01, lr_end: 0.0}]"
     out = train("kontext", "out", "start=" + str(train("kontext", "first")), more, "ema=0.5")
@@ -269,6 +286,8 @@ def test_impossible_configurations_are_refused():
         (["phases=[{sizes: [], batch: 2, lr: 1, steps: 1, references: own}]"], "pipeline, target"),
         (["data=mini_edit_plus"], "two references"),
         (["data.moving=1.5"], "share, from 0 to 1"),
+        (["data.beside=2"], "share, from 0 to 1"),
+        (["model=qwen_standin", "data.beside=1"], "is for Kontext"),
         (["longer=0"], "at least 1"),
         (["+model.colour=red"], "colour"),
     ):
@@ -286,7 +305,7 @@ def test_factors_compose(factor):
         name for name in ("model", "data", "phases") if vars(config)[name] != vars(plain)[name]
     ]
     assert len(changed) == (factor != "none")
-    assert config.phases[0].steps == (12000 if factor == "longer" else 4000)
+    assert config.phases[0].steps == (8000 if factor == "longer" else 4000)
 
 
 @pytest.mark.parametrize("schedule", ["study", "study_cpu"])

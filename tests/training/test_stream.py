@@ -81,6 +81,15 @@ def test_moving_content_is_drawn_alone_or_by_its_share():
     assert train_task(index) in MOVING and draw_pair("train", index, 48)[4] == train_task(index)
 
 
+def test_an_unrelated_scene_stands_beside_the_reference():
+    plain, beside = (draw_batch(Draw([(48, 64)], 3, KONTEXT, beside=b), 5) for b in (0.0, 1.0))
+    (references,) = beside.references
+    assert references.shape == (3, 48, 128, 3) and beside.prompts == plain.prompts
+    assert torch.equal(references[:, :, :64], plain.references[0])
+    others = {digest_of(image) for image in references[:, :, 64:]}
+    assert len(others) == 3 and not others & {digest_of(image) for image in plain.references[0]}
+
+
 def test_displaced_moves_the_picture_by_at_most_its_shift():
     image = np.zeros((32, 32, 3), np.uint8)
     image[15:17, 15:17] = 255

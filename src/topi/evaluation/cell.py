@@ -152,7 +152,7 @@ def full_output(bench: Bench, sample: EditSample) -> Image.Image:
             image = None
         if image is None:
             image = bench.editor.edit(sample, bench.seed)
-            bench.full.add(sample.id, image, sample.references)
+            bench.full.add(sample.id, image, bench.editor.references(sample))
     return image
 
 

@@ -44,7 +44,7 @@ def edit_batch(editor: Editor, samples: Sequence[EditSample], seed: int) -> list
     sizes = {(sample.size, *(image.size for image in sample.references)) for sample in samples}
     if editor.config.kind != "kontext" or len(sizes) > 1:
         return [editor.edit(sample, seed) for sample in samples]
-    pixels = np.stack([np.asarray(s.references[0].convert("RGB")) for s in samples])
+    pixels = np.stack([np.asarray(editor.references(s)[0]) for s in samples])
     arguments = editor.arguments(samples[0], seed) | {
         "image": torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255,
         "prompt": [s.instruction for s in samples],

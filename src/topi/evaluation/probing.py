@@ -35,7 +35,7 @@ def probe(
     def row_of(index: int, sample: EditSample) -> dict[str, Any]:
         seen = observe(editor, sample, seed, maps=True)
         arrays = token_arrays(seen, manifest["layers"], manifest["tau"])
-        run.add(sample.id, arrays, list(sample.references))
+        run.add(sample.id, arrays, editor.references(sample))
         return {
             "instruction": sample.instruction,
             "branches": list(dict.fromkeys(branch for _, branch, _ in seen.mass)),

@@ -159,15 +159,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--samples", type=int, default=48)
     args = parser.parse_args(argv)
-    samples = list(MiniEdit("evaluation", args.size, args.samples))
-    calibration = list(MiniEdit("calibration", args.size, min(args.samples, 48)))
+    counts = {"evaluation": args.samples, "calibration": min(args.samples, 48)}
     measured = []
     for folder in args.runs:
         kept = folder / f"redundancy-{args.size}-{args.steps}-{args.samples}.json"
         if not kept.exists():
-            factor = json.loads((folder / "recipe.json").read_text())["enlarge"]
+            recipe = json.loads((folder / "recipe.json").read_text())
+            factor, references = recipe["enlarge"], recipe.get("references", 1)
             editor = open_run(folder, args.size * factor, args.steps)
-            seen = [[enlarge(s, factor) for s in data] for data in (samples, calibration)]
+            seen = [
+                [enlarge(s, factor) for s in MiniEdit(split, args.size, count, None, references)]
+                for split, count in counts.items()
+            ]
             files.write_json(kept, measure(editor, *seen))
         measured.append(json.loads(kept.read_text()))
     args.out.write_text(tables(measured))

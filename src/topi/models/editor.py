@@ -19,6 +19,7 @@ from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
 from topi.data import EditSample
+from topi.data.images import side_by_side
 from topi.errors import ToPiError
 
 #: The kinds of editor: the pipeline class of each.
@@ -111,17 +112,27 @@ class Editor:
 
         return weights_folder(self.config.options.get("weights", self.name)) / "calibration.json"
 
-    def arguments(self, sample: EditSample, seed: int) -> dict[str, Any]:
-        """The keyword arguments of the pipeline call for this sample."""
-        config = self.config
+    def references(self, sample: EditSample) -> list[Image.Image]:
+        """The pictures that the pipeline gets: one for Kontext, where several go side by side.
+
+        Raises:
+            ToPiError: there are none, one cannot be read, or more than the pipeline takes.
+        """
         references = [_readable(image, sample.id) for image in sample.references]
         if not references:
             raise ToPiError(f"sample {sample.id} has no reference image")
-        if config.kind not in SEVERAL and len(references) > 1:
+        if self.config.kind == "kontext":
+            return [side_by_side(references)]
+        if self.config.kind not in SEVERAL and len(references) > 1:
             raise ToPiError(
                 f"sample {sample.id} has {len(references)} references but {self.name} takes one; "
                 f"use a model of kind {' or '.join(SEVERAL)}"
             )
+        return references
+
+    def arguments(self, sample: EditSample, seed: int) -> dict[str, Any]:
+        """The keyword arguments of the pipeline call for this sample."""
+        config, references = self.config, self.references(sample)
         height, width = sample.size or (config.height, config.width)
         common = {
             "image": references if config.kind in SEVERAL else references[0],

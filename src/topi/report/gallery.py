@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,21 +75,6 @@ def draw_difference(output: Image.Image, full: Image.Image, gain: float = 4.0) -
     """Absolute difference of two images, `gain` times as bright: black where nothing was lost."""
     difference = np.abs(_floats(output) - _floats(full))
     return Image.fromarray(np.clip(gain * difference, 0, 255).astype(np.uint8))
-
-
-def side_by_side(images: Iterable[Image.Image]) -> Image.Image:
-    """Several images in one row, scaled to the height of the first."""
-    images = list(images)
-    if len(images) == 1:
-        return images[0]
-    height = images[0].height
-    images = [i.resize((round(i.width * height / i.height), height)) for i in images]
-    row = Image.new("RGB", (sum(i.width for i in images), height))
-    left = 0
-    for image in images:
-        row.paste(image, (left, 0))
-        left += image.width
-    return row
 
 
 def on_curve(label: str) -> bool:

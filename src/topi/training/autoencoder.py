@@ -16,7 +16,7 @@ from topi.training.stream import Batch, Draw, loader
 
 log = logging.getLogger(__name__)
 
-SIZE, BATCH, STEPS = 64, 64, 3000
+SIZE = 64  # pixels
 NOISE = 0.05
 """Standard deviation of noise on standardised latents, so that the decoder forgives an editor."""
 
@@ -43,15 +43,19 @@ class AutoencoderTraining(L.LightningModule):
 
 
 def train_autoencoder(
-    out: Path, accelerator: str, seed: int, workers: int, steps: int = STEPS
+    out: Path, accelerator: str, seed: int, workers: int, batch: int, steps: int
 ) -> ConvVAE:
-    """A ConvVAE trained on MiniEdit's images and standardised; kept in `out` for a next time."""
+    """A ConvVAE trained on MiniEdit's images and standardised; kept in `out` for a next time.
+
+    Args:
+        batch: pairs of images per step.
+    """
     kept = out / "autoencoder.safetensors"
     vae = ConvVAE()
     if kept.exists():
         vae.load_state_dict(load_file(kept))
         return vae
-    draw = Draw([(SIZE, SIZE)], BATCH, lambda size: size, seed=seed)
+    draw = Draw([(SIZE, SIZE)], batch, lambda size: size, seed=seed)
     trainer = L.Trainer(
         accelerator=accelerator,
         devices=1,

@@ -61,7 +61,16 @@ class DataSpec:
     scale: float = 1.0
     enlarge: int = 1
     moving: float = 0.0
+    beside: float = 0.0
     plus: float = 0.0
+
+
+@dataclass
+class AutoencoderSpec:
+    """Pairs of images per step, and steps."""
+
+    batch: int
+    steps: int
 
 
 @dataclass
@@ -110,6 +119,7 @@ class TrainingConfig:
     validate_every: int
     checkpoint_every: int
     ema: float
+    autoencoder: AutoencoderSpec
     changed_weight: float
     hardware: str
     ship: bool
@@ -140,8 +150,13 @@ def read_training(composed: DictConfig) -> TrainingConfig:
         if any(len(size) != 2 or side % 8 for size in phase.sizes for side in size):
             raise ConfigError(f"phases.{k}.sizes must be [height, width] in multiples of 8.")
         check_choice(f"phases.{k}.references", phase.references, ("pipeline", "target"))
-    if not 0 <= config.data.moving <= 1:
-        raise ConfigError(f"data.moving={config.data.moving} must be a share, from 0 to 1.")
+    for name in ("moving", "beside", "plus"):
+        if not 0 <= getattr(config.data, name) <= 1:
+            raise ConfigError(
+                f"data.{name}={getattr(config.data, name)} must be a share, from 0 to 1."
+            )
+    if config.data.beside and config.model.kind != "kontext":
+        raise ConfigError("data.beside is for Kontext, which takes a single picture.")
     if config.longer < 1:
         raise ConfigError(f"longer={config.longer} must be at least 1.")
     config.phases = [phase.longer(config.longer) for phase in config.phases]
@@ -186,6 +201,7 @@ def train(config: TrainingConfig) -> bool:
             return False
     save_standin(module.transformer, module.vae, out)
     told = {"architecture": architecture(module.transformer), "enlarge": config.data.enlarge}
+    told["references"] = 1 + (config.data.beside > 0)
     told["runs"] = runs(config, out)
     (out / "recipe.json").write_text(json.dumps(told, indent=1) + "\n")
     if config.logger == "csv":
@@ -222,7 +238,10 @@ def starting_point(config: TrainingConfig, out: Path) -> tuple[nn.Module, nn.Mod
         return _deepened(config, qwen_from_kontext(transformer, pooled, zero)), vae
     transformer = new_transformer(config.model)
     if config.model.latents == "conv":
-        return transformer, train_autoencoder(out, config.accelerator, config.seed, config.workers)
+        own = vars(config.autoencoder)
+        return transformer, train_autoencoder(
+            out, config.accelerator, config.seed, config.workers, **own
+        )
     pairs = [draw_pair("train", k, 64) for k in range(800)]
     images = to_signed(stacked([image for pair in pairs for image in pair[:2]]))
     return transformer, LATENTS["block"]().fit(images)

@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from topi.data import CATEGORIES
 from topi.data.mini_edit import draw_pair, train_task
+from topi.data.scene import random_scene
+from topi.data.tasks import to_uint8
 
 Size = tuple[int, int]
 MOVING = ("pan", "zoom", "rotate", "resize", "move")
@@ -40,6 +42,8 @@ class Draw:
         scale: references are scaled by a factor between 1 / scale and scale.
         enlarge: draw at the size, then enlarge so many times: objects span more tokens.
         moving: share of samples drawn among `MOVING` alone.
+        beside: share of batches with an unrelated scene on the right of each reference, as an
+            editor of one picture gets several references.
         plus: share of batches with two references.
         reference_size: (height, width) of an image -> that at which the pipeline sees it.
         seed: of everything random here.
@@ -52,6 +56,7 @@ class Draw:
     scale: float = 1.0
     enlarge: int = 1
     moving: float = 0.0
+    beside: float = 0.0
     plus: float = 0.0
     seed: int = 0
 
@@ -68,6 +73,7 @@ def draw_batch(draw: Draw, step: int, offset: int = 0) -> Batch:
     if draw.moving and not several:
         indices = [moving_index(k) if rng.random() < draw.moving else k for k in indices]
     rows = [_draw(several, index, size) for index in indices]
+    beside = draw.beside and rng.random() < draw.beside
     size = enlarged(size, draw.enlarge)
     references, edited, prompts, categories = [], [], [], []
     for before, after, prompt, category in rows:
@@ -75,13 +81,22 @@ def draw_batch(draw: Draw, step: int, offset: int = 0) -> Batch:
         prompts.append(prompt)
         categories.append(category)
         moved = [displaced(b, draw.shift, draw.scale, rng) for b in before]
-        references.append([resized(image, draw.reference_size(size)) for image in moved])
+        shown = [resized(image, draw.reference_size(size)) for image in moved]
+        if beside:
+            shown[0] = beside_another(shown[0], rng)
+        references.append(shown)
     return Batch(
         tuple(stacked(images) for images in zip(*references, strict=True)),
         stacked(edited),
         prompts,
         categories,
     )
+
+
+def beside_another(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """[H, 2 W, 3]: the image [H, W, 3], and an unrelated scene on its right."""
+    size = image.shape[:2]
+    return np.concatenate([image, to_uint8(random_scene(rng, size).render(size))], axis=1)
 
 
 def moving_index(index: int) -> int:
@@ -164,6 +179,10 @@ def validation_batches(draw: Draw, count: int = 24) -> list[Batch]:
     size = enlarged(draw.sizes[0], draw.enlarge)
     pairs.sort(key=lambda p: CATEGORIES.index(p[3]))
     before, after, prompts, categories, _ = zip(*pairs, strict=True)
-    references = stacked([resized(b, draw.reference_size(size)) for b in before])
+    shown = [resized(b, draw.reference_size(size)) for b in before]
+    if draw.beside:
+        rng = np.random.default_rng(draw.seed)
+        shown = [beside_another(image, rng) for image in shown]
+    references = stacked(shown)
     edited = stacked([resized(a, size) for a in after])
     return [Batch((references,), edited, list(prompts), list(categories))]
