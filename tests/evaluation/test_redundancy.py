@@ -30,9 +30,16 @@ def test_runs_are_measured_once_and_shown_side_by_side(tmp_path, capsys, kind):
     assert all(0 < sample["keep"] <= 1 for sample in measured["samples"])
     before = kept.stat().st_mtime_ns
     redundancy.main([runs[0], *quick, "--out", str(tmp_path / "t")])
+    redundancy.main([str(kept), "--out", str(tmp_path / "t")])
     assert kept.stat().st_mtime_ns == before
     row = (tmp_path / "t").read_text().splitlines()[2]
     assert row.startswith("| control | ")
+
+
+def test_a_folder_that_is_no_run_is_one_clear_error(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        redundancy.main([str(tmp_path), "--out", str(tmp_path / "t")])
+    assert "no recipe.json" in capsys.readouterr().err
 
 
 def test_leads_are_paired_with_the_control():

@@ -51,8 +51,7 @@ def filled(add, tmp_path):
 
 
 def test_a_series_is_of_one_model_and_one_data_set(add, filled, tmp_path):
-    add("random", 1, model="kontext_standin")  # takes one
-    add("random", 2, model="kontext_standin")
+    add("random", 1, model="kontext_standin")  # alone
     add("random", 2, data="mini_edit_plus")  # alone
     (series,) = series_of(suites(filled))
     assert [suite.references for suite in series.suites] == [1, 2, 4]
@@ -61,6 +60,8 @@ def test_a_series_is_of_one_model_and_one_data_set(add, filled, tmp_path):
     _, plus = series_of(suites(filled))
     assert [suite.references for suite in plus.suites] == [2, 4]
     assert plus.title == f"{MODEL}, 2 needed"
+    add("random", 2, model="kontext_standin")  # side by side
+    assert series_of(suites(filled))[0].title == "kontext_standin"
 
 
 def test_numbers_pair_across_references(filled):

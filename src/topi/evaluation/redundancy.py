@@ -1,8 +1,8 @@
 """What makes reference tokens redundant? Trained stand-ins side by side.
 
 `python -m topi.evaluation.redundancy RUN... --out redundancy.md`, each RUN a folder that
-`python -m topi.training` wrote, the first one the control. All see the same samples and noise, so
-differences are paired.
+`python -m topi.training` wrote, or the JSON of what was measured of it; the first one is the
+control. All see the same samples and noise, so differences are paired.
 """
 
 import argparse
@@ -161,12 +161,16 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     counts = {"evaluation": args.samples, "calibration": min(args.samples, 48)}
     measured = []
-    for folder in args.runs:
-        kept = folder / f"redundancy-{args.size}-{args.steps}-{args.samples}.json"
+    for run in args.runs:
+        kept = run
+        if run.suffix != ".json":
+            kept = run / f"redundancy-{args.size}-{args.steps}-{args.samples}.json"
         if not kept.exists():
-            recipe = json.loads((folder / "recipe.json").read_text())
+            if not (run / "recipe.json").exists():
+                parser.error(f"{run} is no finished training run: it has no recipe.json")
+            recipe = json.loads((run / "recipe.json").read_text())
             factor, references = recipe["enlarge"], recipe.get("references", 1)
-            editor = open_run(folder, args.size * factor, args.steps)
+            editor = open_run(run, args.size * factor, args.steps)
             seen = [
                 [enlarge(s, factor) for s in MiniEdit(split, args.size, count, None, references)]
                 for split, count in counts.items()

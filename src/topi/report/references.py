@@ -33,8 +33,6 @@ METHODS = {
     "checker": "checker",
 }
 """What is compared -> the label of its cell; all at half of the tokens that have such a share."""
-KINDS = ("qwen_edit_plus", "flux2")
-"""Kinds of models that take several references."""
 NAME = "references"
 TITLE = "More references than the instruction needs"
 CAPTION = (
@@ -67,7 +65,7 @@ def series_of(found: Sequence[Suite]) -> list[Series]:
     """
     groups: dict[tuple[str, str], dict[int, Suite]] = {}
     for suite in sorted(found, key=lambda suite: (_complete(suite), suite.created)):
-        if suite.kind in KINDS and _complete(suite):
+        if _complete(suite):
             groups.setdefault((suite.model, _settings(suite)), {})[suite.references] = suite
     return [
         Series(tuple(suite for _, suite in sorted(group.items())))
