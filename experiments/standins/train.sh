@@ -29,4 +29,5 @@ done
     out=results/redundancy/another_seed hardware="'$hardware'" # how far two equal runs are apart
 # shellcheck disable=SC2086
 "$python" -m topi.evaluation.redundancy $runs results/redundancy/another_seed \
-    --out results/redundancy/table.md --samples "${SAMPLES:-48}" --size "${SIZE:-96}"
+    --out results/redundancy/measured --samples "${SAMPLES:-48}" --size "${SIZE:-96}"
+"$python" -m topi.report.redundancy results/redundancy/measured/none.json results/redundancy/measured/*.json

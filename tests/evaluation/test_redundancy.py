@@ -8,6 +8,7 @@ import torch
 from topi.data import MiniEdit
 from topi.evaluation import redundancy
 from topi.models.standin import FAMILIES, BlockTransformVAE, save_standin
+from topi.report import redundancy as tables
 
 
 @pytest.mark.parametrize("kind", ["kontext", "qwen_edit"])
@@ -18,42 +19,43 @@ def test_runs_are_measured_once_and_shown_side_by_side(tmp_path, capsys, kind):
         folder = tmp_path / name
         save_standin(FAMILIES[kind].new(heads=2, **shape), BlockTransformVAE(), folder)
         (folder / "recipe.json").write_text(json.dumps({"enlarge": factor}))
-    runs = [str(tmp_path / "control"), str(tmp_path / "fine")]
-    quick = ["--size", "48", "--steps", "4", "--samples", "4"]
-    redundancy.main(
-        [*runs[: 1 if kind == "qwen_edit" else 2], *quick, "--out", str(tmp_path / "t")]
-    )
-    kept = tmp_path / "control" / "redundancy-48-4-4.json"
-    measured = json.loads(kept.read_text())
+    runs = [str(tmp_path / name) for name in ("control", "fine")]
+    runs = runs[: 1 if kind == "qwen_edit" else 2]
+    quick = ["--size", "48", "--steps", "4", "--samples", "4", "--out", str(tmp_path / "out")]
+    redundancy.main([*runs, *quick])
+    kept = sorted((tmp_path / "out").iterdir())
+    assert [path.stem for path in kept] == ["control", "fine"][: len(runs)]
+    measured = json.loads(kept[0].read_text())
     assert len(measured["samples"]) == 4 and len(measured["layers"]) == 3
     assert all(0 < mass < 1 for mass in measured["by_layer"] + measured["by_step"])
     assert all(0 < sample["keep"] <= 1 for sample in measured["samples"])
-    before = kept.stat().st_mtime_ns
-    redundancy.main([runs[0], *quick, "--out", str(tmp_path / "t")])
-    redundancy.main([str(kept), "--out", str(tmp_path / "t")])
-    assert kept.stat().st_mtime_ns == before
-    row = (tmp_path / "t").read_text().splitlines()[2]
-    assert row.startswith("| control | ")
+    before = kept[0].stat().st_mtime_ns
+    redundancy.main([runs[0], *quick])
+    assert kept[0].stat().st_mtime_ns == before
+    capsys.readouterr()
+    tables.main([*map(str, kept), str(kept[0])])
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[2].startswith("| control | ") and len(rows) == 2 * (2 + len(runs)) + 1
 
 
 def test_a_folder_that_is_no_run_is_one_clear_error(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        redundancy.main([str(tmp_path), "--out", str(tmp_path / "t")])
+        redundancy.main([str(tmp_path), "--out", str(tmp_path / "out")])
     assert "no recipe.json" in capsys.readouterr().err
 
 
 def test_leads_are_paired_with_the_control():
     def run(name, influence, random):
         samples = [
-            {"truth": 20.0 + k, "keep": 0.5, "influence": influence + k, "random": random + 2 * k}
-            | {"lowest influence": 0.0, "checkerboard": 0.0}
+            {"truth": 20.0 + k, "keep": 0.5, "influence": influence + k, "lowest influence": 0.0}
+            | {"random": random + 2 * k, "checkerboard": 0.0}
             for k in range(4)
         ]
         return {"run": name, "by_layer": [0.1, 0.3, 0.1, 0.1], "by_step": [0.5, 0.2]} | {
             "samples": samples
         }
 
-    text = redundancy.tables([run("control", 10.0, 12.0), run("factor", 13.0, 12.0)])
+    text = tables.tables([run("control", 10.0, 12.0), run("factor", 13.0, 12.0)])
     like, half = (part.splitlines() for part in text.split("\n\n"))
     fields = [field.strip() for field in half[-1].split("|")[1:-1]]
     assert fields[0] == "factor" and fields[-1] == "+3.0 [+3.0, +3.0]"
