@@ -1,6 +1,7 @@
 """The comparison of trained runs, on an untrained one."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,3 +69,12 @@ def test_enlarged_sample_is_the_same_picture():
     large = redundancy.enlarge(sample, 2)
     assert large.size == (96, 96) and large.target.size == large.references[0].size == (96, 96)
     assert large.instruction == sample.instruction
+
+
+def test_committed_tables_are_of_what_was_measured():
+    folder = Path(__file__).parents[2] / "experiments" / "standins"
+    found = sorted((folder / "redundancy").glob("*.json"), key=lambda path: path.stem != "none")
+    measured = [json.loads(path.read_text()) for path in found]
+    assert tables.tables(measured) == (folder / "redundancy.md").read_text()
+    seen = [[sample["id"] for sample in run["samples"]] for run in measured]
+    assert all(ids == seen[0] for ids in seen)

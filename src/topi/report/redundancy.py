@@ -53,7 +53,7 @@ def tables(measured: Sequence[Mapping]) -> str:
                 f"{truth.mean():.1f}",
                 estimate(truth - column(control, "truth")) if compared else "",
                 f"{by_layer.mean():.2f}",
-                f"{by_layer.max():.2f} (layer {by_layer.argmax()} of {len(by_layer)})",
+                f"{by_layer.max():.2f} (layer {by_layer.argmax()})",
                 f"{run['by_step'][0]:.2f} → {run['by_step'][-1]:.2f}",
                 f"{np.sort(by_layer)[-3:].sum() / by_layer.sum():.0%}",
                 f"{column(run, 'keep').mean():.2f}",
