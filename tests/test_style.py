@@ -14,6 +14,7 @@ SOURCE = ROOT / "src" / "topi"
 # Left to right, as data flows. A package imports only packages to its left.
 FLOW = [
     "errors",
+    "pictures",
     "config",
     "data",
     "models",
@@ -24,7 +25,7 @@ FLOW = [
     "report",
 ]
 # These must start without torch, on a laptop that only reads a store.
-LIGHT = {"results": {"errors"}, "report": {"errors", "results"}}
+LIGHT = {"results": {"errors"}, "report": {"errors", "pictures", "results"}}
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "lightning", "lpips", "torchmetrics"}
 
 

@@ -7,7 +7,7 @@ import pytest
 from topi.data import MiniEdit
 from topi.engine import CallRecord
 from topi.errors import ToPiError
-from topi.evaluation.cell import Bench, mask_of, run_latency, run_quality, trace_facts
+from topi.evaluation.cell import Bench, full_output, mask_of, run_latency, run_quality, trace_facts
 from topi.evaluation.metrics import Metrics
 from topi.methods import make_method
 from topi.models import Layout
@@ -195,3 +195,12 @@ def test_facts_of_a_trace():
     assert (facts["calls"], facts["anchor_calls"], facts["pruned_calls"]) == (4, 1, 1)
     assert trace_facts([])["keep_ratio"] == 1
     assert trace_facts([record(0)])["pruned_keep_ratio"] is None
+
+
+def test_references_are_kept_as_the_pipeline_got_them(editor, tmp_path):
+    """Two side by side, as masks are of one grid."""
+    data = MiniEdit(count=1, references=2)
+    bench = Bench(editor, data, Metrics(lpips=False), Store(tmp_path).full("f"), 0)
+    full_output(bench, data[0])
+    (wide,) = bench.full.references(data[0].id)
+    assert wide.size == (256, 128)

@@ -73,7 +73,9 @@ def test_enlarged_sample_is_the_same_picture():
 
 def test_committed_tables_are_of_what_was_measured():
     folder = Path(__file__).parents[2] / "experiments" / "standins"
-    found = sorted((folder / "redundancy").glob("*.json"), key=lambda path: path.stem != "none")
+    found = sorted(
+        (folder / "redundancy").glob("*.json"), key=lambda path: (path.stem != "none", path)
+    )
     measured = [json.loads(path.read_text()) for path in found]
     assert tables.tables(measured) == (folder / "redundancy.md").read_text()
     seen = [[sample["id"] for sample in run["samples"]] for run in measured]

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from topi.data.images import side_by_side
+from topi.pictures import side_by_side
 from topi.report.artefacts import OURS
 from topi.report.figures import grid
 from topi.report.gallery import (

@@ -19,8 +19,8 @@ from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
 from topi.data import EditSample
-from topi.data.images import side_by_side
 from topi.errors import ToPiError
+from topi.pictures import side_by_side
 
 #: The kinds of editor: the pipeline class of each.
 PIPELINES: dict[str, type[DiffusionPipeline]] = {

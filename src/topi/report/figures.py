@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from topi.data.images import side_by_side
+from topi.pictures import side_by_side
 from topi.report.gallery import Picture, draw_difference, draw_mask
 from topi.report.tables import ALL, COLUMNS, FEW
 

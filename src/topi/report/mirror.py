@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from topi.data.images import side_by_side
 from topi.errors import ToPiError
+from topi.pictures import side_by_side
 from topi.report.gallery import draw_mask, read_anchors
 from topi.report.statistics import speedup
 from topi.report.sync import runs_of

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from topi.data.images import side_by_side
+from topi.pictures import side_by_side
 from topi.report.artefacts import CURVES, FIG5, FIG10, FIG11, OURS, TEACACHE
 from topi.report.figures import STYLE, curve, method_style, series_style, speed_axis
 from topi.report.gallery import Anchor, draw_mask, read_anchors
