@@ -16,8 +16,15 @@ CHANGED_LATENT = 0.02
 """Mean square latent difference from which on a token counts as changed by the edit."""
 
 
+NOISE_MEAN, NOISE_SPREAD = 0.5, 1.1
+"""Of the logit of noise levels in training, unless a phase has its own."""
+
+
 def noise_levels(
-    count: int, generator: torch.Generator, mean: float = 0.5, spread: float = 1.1
+    count: int,
+    generator: torch.Generator,
+    mean: float = NOISE_MEAN,
+    spread: float = NOISE_SPREAD,
 ) -> Tensor:
     """[count] levels t, logit-normal: sigmoid(N(mean, spread))."""
     normal = torch.randn(count, generator=generator, device=generator.device)

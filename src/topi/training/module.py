@@ -13,7 +13,15 @@ from topi.data import CATEGORIES
 from topi.models.standin import Family
 from topi.models.standin.latents import PATCH
 from topi.models.text import PromptCache
-from topi.training.flow import guided, interpolate, noise_levels, sample, token_weights
+from topi.training.flow import (
+    NOISE_MEAN,
+    NOISE_SPREAD,
+    guided,
+    interpolate,
+    noise_levels,
+    sample,
+    token_weights,
+)
 from topi.training.optimizer import muon_and_adamw
 from topi.training.stream import Batch
 
@@ -87,8 +95,14 @@ class EditorTraining(L.LightningModule):
         self.waited = 0.0  # of them, seconds spent waiting for data
         self.begin(0, Schedule(0.0, 0.0, steps=1))
 
-    def begin(self, index: int, schedule: Schedule) -> None:
-        """Start the phase of this index."""
+    def begin(
+        self,
+        index: int,
+        schedule: Schedule,
+        noise: tuple[float, float] = (NOISE_MEAN, NOISE_SPREAD),
+    ) -> None:
+        """Start the phase of this index; `noise` is mean and spread of `noise_levels`."""
+        self.noise = noise
         self.index, self.schedule, self.elapsed, self.waited = index, schedule, 0.0, 0.0
 
     def finished(self, step: int) -> bool:
@@ -114,7 +128,7 @@ class EditorTraining(L.LightningModule):
         clean, references, grids = self.encode(batch)
         chance = torch.Generator(clean.device)
         chance.manual_seed(self.seed * 1_000_003 + self.index * 100_003_001 + self.global_step)
-        t = noise_levels(len(clean), chance)
+        t = noise_levels(len(clean), chance, *self.noise)
         noise = torch.randn(clean.shape, generator=chance, device=clean.device)
         dropped = torch.rand(len(clean), generator=chance, device=clean.device)
         dropped = (dropped < self.prompt_dropout).tolist()

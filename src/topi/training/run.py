@@ -21,13 +21,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from topi.config import ConfigError, check_choice, sentence
-from topi.data.mini_edit import draw_pair
+from topi.data.mini_edit import TRAIN_SHARES, draw_pair, label
 from topi.models.standin import FAMILIES, LATENTS, kontext, load_parts, save_standin, weights_folder
 from topi.models.text import PromptCache
 from topi.training.autoencoder import train_autoencoder
 from topi.training.convert import qwen_from_kontext
 from topi.training.curves import draw_curves
 from topi.training.deepen import deepened
+from topi.training.flow import NOISE_MEAN, NOISE_SPREAD
 from topi.training.module import EditorTraining, Schedule, to_signed
 from topi.training.stream import Draw, loader, stacked, validation_batches
 
@@ -60,7 +61,8 @@ class DataSpec:
     shift: int = 0
     scale: float = 1.0
     enlarge: int = 1
-    moving: float = 0.0
+    focus: float = 0.0
+    focus_on: list[str] = field(default_factory=list)
     beside: float = 0.0
     plus: float = 0.0
 
@@ -77,6 +79,9 @@ class AutoencoderSpec:
 class Phase:
     """Sizes as [height, width] in pixels; `steps` or `minutes`; learning rate linear to lr_end.
 
+    A size may have four numbers: those of the target, then those of the reference. The logits of
+    noise levels have `noise_mean` and `noise_spread`: the higher the levels, the more an edit has
+    to come from the reference and the instruction in place of the target's own traces.
     References are as large as the pipeline makes them, or as the target with `references=target`:
     small pictures are cheaper then.
     """
@@ -88,6 +93,8 @@ class Phase:
     steps: int | None = None
     minutes: float | None = None
     references: str = "pipeline"
+    noise_mean: float = NOISE_MEAN
+    noise_spread: float = NOISE_SPREAD
 
     def longer(self, times: int) -> "Phase":
         """So many times the steps or minutes."""
@@ -147,14 +154,21 @@ def read_training(composed: DictConfig) -> TrainingConfig:
     for k, phase in enumerate(config.phases):
         if (phase.steps is None) == (phase.minutes is None):
             raise ConfigError(f"phases.{k} needs either steps or minutes.")
-        if any(len(size) != 2 or side % 8 for size in phase.sizes for side in size):
-            raise ConfigError(f"phases.{k}.sizes must be [height, width] in multiples of 8.")
+        if any(len(size) not in (2, 4) or side % 8 for size in phase.sizes for side in size):
+            raise ConfigError(
+                f"phases.{k}.sizes must be [height, width], or those of the target and those of "
+                "the reference, in multiples of 8."
+            )
         check_choice(f"phases.{k}.references", phase.references, ("pipeline", "target"))
-    for name in ("moving", "beside", "plus"):
+    for name in ("focus", "beside", "plus"):
         if not 0 <= getattr(config.data, name) <= 1:
             raise ConfigError(
                 f"data.{name}={getattr(config.data, name)} must be a share, from 0 to 1."
             )
+    for task in config.data.focus_on:
+        check_choice("data.focus_on", task, TRAIN_SHARES)
+    if config.data.focus and not config.data.focus_on:
+        raise ConfigError(f"data.focus={config.data.focus} needs tasks in data.focus_on.")
     if config.data.beside and config.model.kind != "kontext":
         raise ConfigError("data.beside is for Kontext, which takes a single picture.")
     if config.longer < 1:
@@ -263,7 +277,7 @@ def train_phase(module: EditorTraining, config: TrainingConfig, index: int, phas
     """Train one phase, from its last checkpoint if there is one; returns whether it is finished."""
     out = Path(config.out)
     folder = out / f"phase-{index}"
-    module.begin(index, phase.schedule)
+    module.begin(index, phase.schedule, (phase.noise_mean, phase.noise_spread))
     last = folder / "last.ckpt"
     start = 0
     if last.exists():
@@ -271,7 +285,7 @@ def train_phase(module: EditorTraining, config: TrainingConfig, index: int, phas
     own = phase.references == "target"
     reference_size = kontext.reference_size if own else module.family.reference_size
     draw = Draw(
-        [tuple(size) for size in phase.sizes],
+        phase.sizes,
         phase.batch,
         reference_size,
         **vars(config.data),
@@ -366,10 +380,15 @@ def runs(config: TrainingConfig, out: Path) -> list[dict[str, str]]:
     ]
     parts = []
     for phase, told in zip(config.phases, done, strict=True):
-        sizes = sorted({f"{height}x{width}" for height, width in phase.sizes})
+        sizes = sorted(
+            {label(tuple(size[:2]), tuple(size[2:] or size[:2])) for size in phase.sizes}
+        )
         rate = f"learning rate {phase.schedule.lr:g}"
         if phase.lr_end is not None:
             rate += f" to {phase.lr_end:g}"
+        noise = (phase.noise_mean, phase.noise_spread)
+        if noise != (NOISE_MEAN, NOISE_SPREAD):
+            rate += f", noise levels sigmoid(N({noise[0]:g}, {noise[1]:g}))"
         parts.append(f"{told['steps']} steps of {phase.batch} at {', '.join(sizes)} px, {rate}")
     minutes = sum(told["minutes"] for told in done)
     waiting = sum(told["waiting"] * told["minutes"] for told in done) / max(minutes, 1e-9)

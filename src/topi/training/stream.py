@@ -15,8 +15,6 @@ from topi.data.scene import random_scene
 from topi.data.tasks import to_uint8
 
 Size = tuple[int, int]
-MOVING = ("pan", "zoom", "rotate", "resize", "move")
-"""Tasks after which what a token shows stands elsewhere."""
 STRIDE = 1 << 20
 """More than a batch, so that no two samples of one come to be the same."""
 
@@ -36,52 +34,62 @@ class Draw:
     """What to draw.
 
     Args:
-        sizes: (height, width) in pixels; each batch is of one of them, chosen by its step.
+        sizes: (height, width) in pixels, or (height, width, height and width of the reference);
+            each batch is of one of them, chosen by its step.
         batch: samples per batch at the size of the first entry; larger images make smaller batches.
         shift: references are shifted by up to so many pixels in each direction.
         scale: references are scaled by a factor between 1 / scale and scale.
         enlarge: draw at the size, then enlarge so many times: objects span more tokens.
-        moving: share of samples drawn among `MOVING` alone.
+        focus: share of samples drawn among the tasks of `focus_on` alone, by their shares.
+        focus_on: names of MiniEdit's tasks.
         beside: share of batches with an unrelated scene on the right of each reference, as an
             editor of one picture gets several references.
         plus: share of batches with two references.
-        reference_size: (height, width) of an image -> that at which the pipeline sees it.
+        reference_size: (height, width) of a picture -> that at which the pipeline sees it.
         seed: of everything random here.
     """
 
-    sizes: Sequence[Size]
+    sizes: Sequence[Sequence[int]]
     batch: int
     reference_size: Callable[[Size], Size]
     shift: int = 0
     scale: float = 1.0
     enlarge: int = 1
-    moving: float = 0.0
+    focus: float = 0.0
+    focus_on: Sequence[str] = ()
     beside: float = 0.0
     plus: float = 0.0
     seed: int = 0
+
+    def shape(self, number: int) -> tuple[Size, Size]:
+        """Sizes of the target and of the picture to edit, before either is enlarged."""
+        size = tuple(self.sizes[number])
+        return size[:2], size[2:] or size[:2]
 
 
 def draw_batch(draw: Draw, step: int, offset: int = 0) -> Batch:
     """The batch of a step; `offset` sets apart the phases of a run."""
     rng = np.random.default_rng([draw.seed, offset, step])
-    size = tuple(draw.sizes[rng.integers(len(draw.sizes))])
+    size, shown_size = draw.shape(rng.integers(len(draw.sizes)))
     pixels = draw.sizes[0][0] * draw.sizes[0][1]
     count = max(1, round(draw.batch * pixels / (size[0] * size[1])))
     first = int(rng.integers(1 << 40))
     several = rng.random() < draw.plus
     indices = range(first, first + count)
-    if draw.moving and not several:
-        indices = [moving_index(k) if rng.random() < draw.moving else k for k in indices]
+    if draw.focus and not several:
+        focused = rng.random(count) < draw.focus
+        pairs = zip(indices, focused, strict=True)
+        indices = [index_among(draw.focus_on, k) if f else k for k, f in pairs]
     rows = [_draw(several, index, size) for index in indices]
     beside = draw.beside and rng.random() < draw.beside
-    size = enlarged(size, draw.enlarge)
+    size, shown_size = (enlarged(s, draw.enlarge) for s in (size, shown_size))
     references, edited, prompts, categories = [], [], [], []
     for before, after, prompt, category in rows:
         edited.append(resized(after, size))
         prompts.append(prompt)
         categories.append(category)
         moved = [displaced(b, draw.shift, draw.scale, rng) for b in before]
-        shown = [resized(image, draw.reference_size(size)) for image in moved]
+        shown = [resized(image, draw.reference_size(shown_size)) for image in moved]
         if beside:
             shown[0] = beside_another(shown[0], rng)
         references.append(shown)
@@ -99,9 +107,9 @@ def beside_another(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([image, to_uint8(random_scene(rng, size).render(size))], axis=1)
 
 
-def moving_index(index: int) -> int:
-    """The first index from this one on, in strides, whose training sample has moving content."""
-    while train_task(index) not in MOVING:
+def index_among(tasks: Sequence[str], index: int) -> int:
+    """The first index from this one on, in strides, whose training sample is of one of `tasks`."""
+    while train_task(index) not in tasks:
         index += STRIDE
     return index
 
@@ -175,11 +183,12 @@ def loader(draw: Draw, offset: int, start: int, workers: int) -> DataLoader:
 
 def validation_batches(draw: Draw, count: int = 24) -> list[Batch]:
     """Calibration samples of the first size, by category, in one batch."""
-    pairs = [draw_pair("calibration", k, tuple(draw.sizes[0])) for k in range(count)]
-    size = enlarged(draw.sizes[0], draw.enlarge)
+    size, shown_size = draw.shape(0)
+    pairs = [draw_pair("calibration", k, size) for k in range(count)]
+    size, shown_size = (enlarged(s, draw.enlarge) for s in (size, shown_size))
     pairs.sort(key=lambda p: CATEGORIES.index(p[3]))
     before, after, prompts, categories, _ = zip(*pairs, strict=True)
-    shown = [resized(b, draw.reference_size(size)) for b in before]
+    shown = [resized(b, draw.reference_size(shown_size)) for b in before]
     if draw.beside:
         rng = np.random.default_rng(draw.seed)
         shown = [beside_another(image, rng) for image in shown]
