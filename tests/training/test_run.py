@@ -112,6 +112,21 @@ def test_an_editor_of_conv_latents_brings_its_own_autoencoder(train):
     assert kept.stat().st_mtime_ns == before
 
 
+def test_noise_levels_are_those_of_the_phase(train, monkeypatch):
+    drawn = []
+
+    def levels(count, chance, *law):
+        drawn.append(law)
+        return torch.full((count,), 0.5)
+
+    monkeypatch.setattr("topi.training.module.noise_levels", levels)
+    phase = "{sizes: [[48, 48, 56, 48]], batch: 1, steps: 1, lr: 1e-4, noise_mean: 2}"
+    out = train("kontext", "out", f"phases=[{phase}]")
+    assert drawn == [(2.0, 1.1)]
+    (told,) = json.loads((out / "recipe.json").read_text())["runs"]
+    assert "1 steps of 1 at 48from56x48 px, learning rate 0.0001, noise levels" in told["training"]
+
+
 def test_a_reference_with_an_unrelated_scene_is_told_in_the_recipe(train):
     """The comparison of runs gives them such references too."""
     for out, factor, references in (("wide", "irrelevant_content", 2), ("plain", "none", 1)):
@@ -135,7 +150,7 @@ def test_training_lowers_the_loss(train, prompts, tmp_path):
     assert logged.groupby(["run", "phase"]).ngroups == 3 and logged["run"].is_monotonic_increasing
     assert Image.open(out / "curves.png").size == (1050, 360)
     assert (logged.groupby(["run", "phase"])["psnr_local_edit"].count() > 0).all()
-    assert len(told["runs"]) == 2 and "20 steps of 4 at 48x48 px" in told["runs"][1]["training"]
+    assert len(told["runs"]) == 2 and "20 steps of 4 at 48 px" in told["runs"][1]["training"]
 
 
 def test_a_qwen_stand_in_starts_as_a_kontext_one(train, monkeypatch):
@@ -285,7 +300,13 @@ def test_impossible_configurations_are_refused():
         (["phases=[]"], "phases is empty"),
         (["phases=[{sizes: [], batch: 2, lr: 1, steps: 1, references: own}]"], "pipeline, target"),
         (["data=mini_edit_plus"], "two references"),
-        (["data.moving=1.5"], "share, from 0 to 1"),
+        (["data.focus=1.5"], "share, from 0 to 1"),
+        (["data.focus=0.5", "data.focus_on=[]"], "needs tasks in data.focus_on"),
+        (["data.focus_on=[teleport]"], "teleport"),
+        (
+            ["phases=[{sizes: [[48, 48, 48]], batch: 2, lr: 1, steps: 1}]"],
+            "those of the target and",
+        ),
         (["data.beside=2"], "share, from 0 to 1"),
         (["model=qwen_standin", "data.beside=1"], "is for Kontext"),
         (["longer=0"], "at least 1"),

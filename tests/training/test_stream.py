@@ -7,12 +7,12 @@ import torch
 from topi.data.mini_edit import draw_pair, train_task
 from topi.models.standin import FAMILIES
 from topi.training.stream import (
-    MOVING,
+    STRIDE,
     Draw,
     displaced,
     draw_batch,
+    index_among,
     loader,
-    moving_index,
     resized,
     validation_batches,
 )
@@ -69,16 +69,30 @@ def test_enlarged_pictures_are_the_same_on_a_finer_grid():
         assert (resized(wide.numpy(), (48, 64)).astype(int) - small.numpy()).std() < 10
 
 
-def test_moving_content_is_drawn_alone_or_by_its_share():
-    def share(moving):
-        draw = Draw([(48, 48)], 40, KONTEXT, moving=moving)
+def test_chosen_tasks_are_drawn_alone_or_by_their_share():
+    def share(focus):
+        draw = Draw([(48, 48)], 40, KONTEXT, focus=focus, focus_on=("add", "zoom"))
         batch = draw_batch(draw, 0)
         assert len({digest_of(image) for image in batch.edited}) == 40
-        return sum(category in ("camera_move", "local_edit") for category in batch.categories) / 40
+        asked = [prompt.split()[0] in ("add", "zoom", "move") for prompt in batch.prompts]
+        return sum(asked) / 40
 
     assert share(1.0) == 1 > share(0.5) > share(0.0)
-    index = moving_index(3)
-    assert train_task(index) in MOVING and draw_pair("train", index, 48)[4] == train_task(index)
+    index = index_among(("add", "zoom"), 3)
+    assert index >= 3 and index % STRIDE == 3  # no other index of the batch can come to be the same
+    assert draw_pair("train", index, 48)[4] == train_task(index)
+    assert train_task(index) in ("add", "zoom")
+
+
+def test_references_may_have_a_size_of_their_own():
+    draw = Draw([(48, 64, 64, 72)], 2, KONTEXT)
+    (held_out,) = validation_batches(draw, count=4)
+    for batch in (draw_batch(draw, 0), held_out):
+        assert batch.edited.shape[1:3] == (48, 64) and batch.references[0].shape[1:3] == (64, 72)
+    plain = draw_batch(Draw([(48, 64)], 2, KONTEXT), 0)
+    assert torch.equal(plain.edited, draw_batch(draw, 0).edited)
+    (wide,) = draw_batch(Draw([(48, 64, 64, 72)], 2, KONTEXT, enlarge=2), 0).references
+    assert wide.shape[1:3] == (128, 144)
 
 
 def test_an_unrelated_scene_stands_beside_the_reference():
