@@ -104,6 +104,12 @@ def test_an_unrelated_scene_stands_beside_the_reference():
     assert len(others) == 3 and not others & {digest_of(image) for image in plain.references[0]}
 
 
+@pytest.mark.parametrize("share, width", [(0.1, 64), (1.0, 128)])
+def test_validation_shows_an_unrelated_scene_where_training_does(share, width):
+    (batch,) = validation_batches(Draw([(48, 64)], 1, KONTEXT, beside=share), count=4)
+    assert batch.references[0].shape[1:3] == (48, width)
+
+
 def test_displaced_moves_the_picture_by_at_most_its_shift():
     image = np.zeros((32, 32, 3), np.uint8)
     image[15:17, 15:17] = 255

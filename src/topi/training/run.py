@@ -215,7 +215,7 @@ def train(config: TrainingConfig) -> bool:
             return False
     save_standin(module.transformer, module.vae, out)
     told = {"architecture": architecture(module.transformer), "enlarge": config.data.enlarge}
-    told["references"] = 1 + (config.data.beside > 0)
+    told["references"] = 1 + (config.data.beside > 0.5)  # of what it is evaluated with
     told["runs"] = runs(config, out)
     (out / "recipe.json").write_text(json.dumps(told, indent=1) + "\n")
     if config.logger == "csv":

@@ -182,14 +182,17 @@ def loader(draw: Draw, offset: int, start: int, workers: int) -> DataLoader:
 
 
 def validation_batches(draw: Draw, count: int = 24) -> list[Batch]:
-    """Calibration samples of the first size, by category, in one batch."""
+    """Calibration samples of the first size, by category, in one batch.
+
+    Unrelated scenes stand beside their references if they do in most of the training.
+    """
     size, shown_size = draw.shape(0)
     pairs = [draw_pair("calibration", k, size) for k in range(count)]
     size, shown_size = (enlarged(s, draw.enlarge) for s in (size, shown_size))
     pairs.sort(key=lambda p: CATEGORIES.index(p[3]))
     before, after, prompts, categories, _ = zip(*pairs, strict=True)
     shown = [resized(b, draw.reference_size(shown_size)) for b in before]
-    if draw.beside:
+    if draw.beside > 0.5:
         rng = np.random.default_rng(draw.seed)
         shown = [beside_another(image, rng) for image in shown]
     references = stacked(shown)
