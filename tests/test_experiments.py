@@ -204,3 +204,9 @@ def test_a_design_question_has_a_cell_per_answer():
         assert any(option in label for label in found)
     small = composed(["experiment=selection"])
     assert (small.data.split, small.data.count) == ("calibration", 16)
+
+
+def test_one_script_runs_every_experiment_of_the_stand_ins():
+    script = (ROOT / "experiments/reproduce.sh").read_text()
+    names = {path.stem for path in (ROOT / "conf/experiment").glob("*.yaml")} - {"demo", "smoke"}
+    assert {name for name in names if not re.search(rf"\b{name}\b", script)} == set()

@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Measures every number of the stand-ins that this repository shows, from the weights in it:
+#
+#     bash experiments/reproduce.sh              # all stages, in this order
+#     bash experiments/reproduce.sh STAGE ...    # models | sweeps | pages
+#
+# models: cards, representative layers and what caches must know, beside the weights; sweeps: the cells of
+# every experiment, into results, checks, selection and irrelevant; pages: what is committed of them.
+# Two processes of one thread each (JOBS=2). Stopped, `sweeps` goes on where it was. By hand stay
+# findings.csv, the numbers in prose, and conf/experiment/pareto_searched.yaml, from what `topi search` finds.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+both=kontext_standin,qwen_standin
+
+models() {
+    local jobs=() model
+    for model in ${both/,/ }; do
+        (
+            python -m topi.evaluation.model_card "$model"
+            topi fit-cache "model=$model" --ship
+            topi probe size=small "model=$model"
+        ) &
+        jobs+=($!)
+    done
+    join "${jobs[@]}"
+}
+
+sweeps() {
+    local jobs=() job
+    for job in $(seq "${JOBS:-2}"); do
+        every_sweep & # cells are locked, so each takes what no other has
+        jobs+=($!)
+    done
+    join "${jobs[@]}"
+}
+
+every_sweep() {
+    local each
+    for each in table1 table2 table3 table4 table5 table7 fig5 fig6 fig7 fig9 fig10 fig11 pareto pareto_searched; do
+        python run.py -m experiment="$each"
+    done
+    python run.py -m experiment=equal_count data.count=64 latency.samples=0
+    python run.py -m experiment=references data.count=8 latency.samples=0
+    python run.py -m experiment=selection store=selection
+    python run.py -m experiment=checks model="$both" data.count=8 store=checks
+    python run.py -m model=kontext_standin,qwen_plus_standin method=topi,topi_cover,random ratio=0.5 \
+        data.references=2 data.count=48 latency.samples=0 logger=none store=irrelevant
+}
+
+pages() {
+    rm -rf experiments/results
+    topi export --store results --out experiments/results
+    topi leaderboard --store experiments/results --into README.md
+    choices >experiments/selection/results.md
+    python -m topi.report.selection --store irrelevant --against random "topi ratio=0.5" \
+        >experiments/standins/irrelevant.md
+    topi report --store experiments/results --out report
+    cp report/figures/equal_count.png experiments/equal_count/
+}
+
+choices() { # experiments/selection/results.md
+    cat <<'END'
+# Every pair of `experiment=selection`
+
+Sixteen calibration samples of each stand-in. Numbers of stand-ins, never those of FLUX or Qwen.
+A star: the difference holds at 5 % (signed ranks) after correction for all comparisons of its table.
+END
+    local rivals
+    for rivals in '"topi ratio=0.5" "checker flip=step"' '"topi_cover ratio=0.5" "topi_kv ratio=0.5"' 'ref_kv "ref_kv update_every=5"'; do
+        printf '\n## `python -m topi.report.selection --store selection --against %s`\n\n' "$rivals"
+        eval "python -m topi.report.selection --store selection --against $rivals"
+    done
+}
+
+join() { # fails if one of them did
+    local failed=0 each
+    for each in "$@"; do wait "$each" || failed=1; done
+    return $failed
+}
+
+for stage in "${@:-models sweeps pages}"; do
+    for each in $stage; do
+        case $each in
+            models | sweeps | pages) "$each" ;;
+            *)
+                echo "usage: $0 [models] [sweeps] [pages]; not a stage: $each" >&2
+                exit 2
+                ;;
+        esac
+    done
+done
