@@ -7,8 +7,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from topi.data import MiniEdit
-from topi.data.edit_check import TRUE, UNCHANGED, alternatives, check_edit, judge
+from topi.data.edit_check import TRUE, UNCHANGED, alternatives, check_edit, check_taken, judge
 from topi.data.mini_edit import draw_edit
+from topi.data.mini_edit_plus import MiniEditPlus, draw_plus_edit
 from topi.data.scene import Thing
 from topi.data.tasks import EDITS, TASKS, to_uint8
 
@@ -146,3 +147,20 @@ def test_what_cannot_be_checked_is_refused():
         check_edit("evaluation", 0, 128, np.zeros((128, 128, 3), np.uint8))
     with pytest.raises(ValueError, match="resize it first"):
         check_edit("evaluation", 3, 128, np.zeros((64, 128, 3), np.uint8))
+
+
+@pytest.mark.parametrize("index, kind", [(0, "put"), (2, "swap"), (4, "put"), (6, "swap")])
+def test_a_thing_of_the_second_image_has_to_be_that_thing(index, kind):
+    sample = MiniEditPlus("evaluation")[index]
+    edit, _, _ = draw_plus_edit("evaluation", index, 128)
+    assert (edit.index is None) == (kind == "put")
+    assert check_taken("evaluation", index, 128, sample.target).made
+    assert check_taken("evaluation", index, 128, sample.copy).nearest == UNCHANGED
+    taken = edit.edited.things[-1 if edit.index is None else edit.index]
+    at = len(edit.scene.things) if edit.index is None else edit.index
+    colour = "white" if taken.colour != "white" else "red"
+    other = picture(edit.edited.swap(at, replace(taken, colour=colour)))
+    verdict = check_taken("evaluation", index, 128, other)
+    assert not verdict.made and verdict.nearest == f"colour: {colour}"
+    with pytest.raises(ValueError, match="only taken things"):
+        check_taken("evaluation", index + 1, 128, sample.target)

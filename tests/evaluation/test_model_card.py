@@ -112,6 +112,7 @@ def test_measured_card_is_complete(card, editor):
     assert card["quality"]["samples"] == 8
     assert 0 <= card["quality"]["made"] <= 1  # of the two local edits
     assert card["quality"]["by_task"]["camera_move/pan"]["made"] is None
+    assert list(card["other_shapes"]["by_shape"]) == ["104x168", "152x104from112x80"]
     assert (card["transformer"], card["pipeline"]) == (
         "FluxTransformer2DModel",
         "FluxKontextPipeline",
@@ -134,6 +135,44 @@ def test_card_is_written_beside_the_weights(card, calibration, editor, tmp_path)
     assert read_calibration(tmp_path / "calibration.json") == calibration
     assert Image.open(tmp_path / "edits.png").size == (6 * (3 * 64 + 8), 4 * 72)
     assert json.loads((tmp_path / "card.json").read_text())["quality"]["samples"] == 8
+
+
+class Perfect:
+    """Makes every edit of one reference as it was asked for, at any size."""
+
+    name = "perfect"
+    config = ModelConfig("perfect", "qwen_edit", "standin", steps=1, height=64, width=64)
+
+    def edit(self, sample, seed=0):
+        return sample.target
+
+
+def test_other_shapes_are_told_apart():
+    told = model_card.other_shapes(Perfect(), 12)
+    assert told["samples"] == 12
+    assert list(told["by_shape"]) == ["104x168", "152x104from112x80", "120from152"]
+    for row in told["by_shape"].values():  # four samples each, one of every category
+        assert row["made"] == 1 and row["copy"] < 60 < row["all"]
+        assert None not in row.values()
+
+
+def test_card_says_which_bars_are_missed(card):
+    reached = {"psnr": 29.0, "psnr_changed": 23.5, "psnr_unchanged": 35.9}
+    told = json.loads(json.dumps(card)) | {"model": "kontext_standin"}
+    told["quality"]["made"] = 0.85
+    for column, value in reached.items():
+        told["quality"]["by_category"][column] = dict.fromkeys(CATEGORIES, value)
+    rows = {row["name"]: row for row in model_card.bars(told)}
+    assert len(rows) == 7 and rows["local_edit, made as asked for"]["measured"] == 85
+    text = model_card.render(told, RECIPE)
+    assert "| camera_move | 29 dB | 29.0 dB | reached |" in text
+    assert "| local_edit, changed pixels | 23 dB | 23.5 dB | reached |" in text
+    assert "| local_edit, unchanged pixels | 36 dB | 35.9 dB | **missed** |" in text
+    assert "| local_edit, made as asked for | 85 % | 85.0 % | reached |" in text
+    two = {"by_task": {"put": {"psnr": 24.9}, "material": {"psnr": 25.0}}, "made": 0.5}
+    more = model_card.bars(told | {"model": "qwen_standin", "two_references": two})
+    assert [row["measured"] >= row["bar"] for row in more[-3:]] == [False, True, False]
+    assert model_card.bars(card) == []  # no bar was set for it
 
 
 class Painter:
@@ -163,6 +202,8 @@ def test_what_a_second_image_is_worth():
         crossed = [compare(one, other.references[1]), compare(other, one.references[1])]
         mean = sum(each["psnr_changed"] for each in crossed) / 2
         assert row["psnr_changed_other"] == pytest.approx(mean)
+    assert told["made"] == 0  # a second image painted over all is no thing at its place
+    assert told["by_task"]["visual_material_transfer/material"]["made"] is None
     background = told["by_task"]["visual_material_transfer/background"]
     assert background["psnr_changed"] > background["psnr_changed_other"] + 3
 

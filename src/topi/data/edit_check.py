@@ -1,10 +1,11 @@
 """Was the edit made that was asked for? An exact check of local edits, from how they were drawn.
 
-MiniEdit knows the scene behind every image, so it can also draw what an editor may have done
-instead: nothing, the right thing in another colour, another thing, the right thing elsewhere, the
-edit of another object, or the edit with another object lost on the way. An image passes if the true
-edit is nearer to it than every alternative, and if it is near: nearest alone would let a blob pass
-that resembles the right object a little more than the others.
+Also of those that take a thing from a second image. MiniEdit knows the scene behind every image, so
+it can also draw what an editor may have done instead: nothing, the right thing in another colour,
+another thing, the right thing elsewhere, the edit of another object, or the edit with another
+object lost on the way. An image passes if the true edit is nearer to it than every alternative, and
+if it is near: nearest alone would let a blob pass that resembles the right object a little more
+than the others.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from PIL import Image
 from topi.data import drawing
 from topi.data.drawing import COLOURS, KINDS, Size
 from topi.data.mini_edit import draw_edit, pixel_size
+from topi.data.mini_edit_plus import draw_plus_edit
 from topi.data.sample import CHANGED_THRESHOLD
 from topi.data.scene import Scene, Thing
 from topi.data.tasks import DIRECTIONS, PLACES, Edit, centre, shifted
@@ -68,6 +70,22 @@ def check_edit(
     if category != "local_edit":
         raise ValueError(f"sample {index} of {split} is a {category}; only local edits are checked")
     return judge(task, edit, pixel_size(size), image)
+
+
+def check_taken(
+    split: str, index: int, size: int | Sequence[int], image: Image.Image | np.ndarray
+) -> Verdict:
+    """`check_edit` for a sample of MiniEditPlus that takes a thing from its second image.
+
+    Raises:
+        ValueError: the sample takes a material or a background, or the image is of another size.
+    """
+    edit, _, task = draw_plus_edit(split, index, size)
+    if task != "visual_reference":
+        raise ValueError(f"sample {index} of {split} is a {task}; only taken things are checked")
+    # A thing that is put somewhere has no predecessor; one that is swapped in replaces it.
+    local = "add" if edit.index is None else "replace"
+    return judge(local, edit, pixel_size(size), image)
 
 
 def judge(task: str, edit: Edit, size: Size, image: Image.Image | np.ndarray) -> Verdict:

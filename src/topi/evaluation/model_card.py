@@ -16,7 +16,8 @@ from rich.progress import track
 
 from topi.config import conf_folder
 from topi.data import CATEGORIES, EditSample, MiniEdit
-from topi.data.edit_check import check_edit
+from topi.data.edit_check import check_edit, check_taken
+from topi.data.mini_edit import label as shape_label
 from topi.data.mini_edit_plus import EDITS, MiniEditPlus
 from topi.evaluation.calibration import calibrate, ship
 from topi.evaluation.held_out import held_out_rows, psnr
@@ -37,6 +38,14 @@ HALF = {
     "checkerboard, fixed": ("checker", {}),
     "checkerboard, flipped at anchors": ("checker", {"flip": "anchor"}),
 }
+#: What a stand-in has to reach, set before it was trained: PSNR in dB to the true edit in every
+#: category; of local edits, that inside and outside of the change and the share made as asked.
+BARS = {
+    "kontext_standin": {"psnr": 29.0, "changed": 23.0, "unchanged": 36.0, "made": 0.85},
+    "qwen_standin": {"psnr": 28.0, "changed": 22.0, "unchanged": 35.0, "made": 0.85},
+}
+#: And with a second image: PSNR of every kind of edit, share of the taken things that are right.
+TWO_REFERENCES_BAR = {"psnr": 25.0, "made": 0.7}
 #: Stand-ins whose weights also serve a pipeline for several references, and that model's name.
 SEVERAL = {"qwen_standin": "qwen_plus_standin"}
 
@@ -148,8 +157,14 @@ def two_references(editor: Editor, count: int) -> dict:
         for turn in zip(*EDITS.values(), strict=True)
         for task, edit in zip(EDITS, turn, strict=True)
     ]  # as the split cycles
-    samples = list(MiniEditPlus("evaluation", editor.config.height, count))
-    rows = held_out_rows(editor, samples)
+    size = editor.config.height
+    samples = list(MiniEditPlus("evaluation", size, count))
+
+    def made(index: int, image: Image.Image) -> bool | None:
+        takes_a_thing = samples[index].task == "visual_reference"
+        return check_taken("evaluation", index, size, image).made if takes_a_thing else None
+
+    rows = held_out_rows(editor, samples, made=made)
     others = samples[len(names) :] + samples[: len(names)]  # of the same kind of edit
     swapped = held_out_rows(
         editor,
@@ -164,8 +179,70 @@ def two_references(editor: Editor, count: int) -> dict:
         by_task[f"{task}/{edit}"] = {
             column: fmean(row[column] for row in chosen)
             for column in ("psnr", "copy_psnr", "psnr_changed", "copy_psnr_changed")
-        } | {"psnr_changed_other": fmean(row["psnr_changed"] for row in misled)}
-    return {"model": editor.name, "samples": len(rows), "by_task": by_task}
+        }
+        by_task[f"{task}/{edit}"] |= {
+            "psnr_changed_other": fmean(row["psnr_changed"] for row in misled),
+            "made": _share_made(chosen),
+        }
+    return {
+        "model": editor.name,
+        "samples": len(rows),
+        "by_task": by_task,
+        "made": _share_made(rows),
+    }
+
+
+def other_shapes(editor: Editor, count: int) -> dict:
+    """PSNR to the true edit where images are not square, or references of another size.
+
+    Args:
+        count: held-out samples over the shapes of `MiniEdit(size="mixed")`.
+    """
+    data = MiniEdit("evaluation", "mixed", count)
+    samples = list(data)
+
+    def made(index: int, image: Image.Image) -> bool | None:
+        sample = samples[index]
+        local = sample.category == "local_edit"
+        return check_edit("evaluation", index, sample.size, image).made if local else None
+
+    rows = held_out_rows(editor, samples, made=made)
+    shapes = {}
+    for start, shape in enumerate(data.shapes[:count]):
+        chosen = rows[start :: len(data.shapes)]
+        shapes[shape_label(*shape)] = _by_category(chosen, "psnr") | {
+            "all": fmean(row["psnr"] for row in chosen),
+            "copy": fmean(row["copy_psnr"] for row in chosen),
+            "made": _share_made(chosen),
+        }
+    return {"samples": len(rows), "by_shape": shapes}
+
+
+def bars(card: Mapping) -> list[dict[str, object]]:
+    """What the model had to reach and what it did: name, unit, bar, measured.
+
+    Empty for a model without a bar; without what was not measured.
+    """
+    if card["model"] not in BARS:
+        return []
+    bar, quality = BARS[card["model"]], card["quality"]
+    of = quality["by_category"]
+    found = [(f"{name}", "dB", bar["psnr"], of["psnr"][name]) for name in CATEGORIES]
+    for region in ("changed", "unchanged"):
+        measured = of[f"psnr_{region}"]["local_edit"]
+        found.append((f"local_edit, {region} pixels", "dB", bar[region], measured))
+    found.append(("local_edit, made as asked for", "%", bar["made"], quality["made"]))
+    if two := card.get("two_references"):
+        aim = TWO_REFERENCES_BAR
+        for kind, row in two["by_task"].items():
+            found.append((f"two references, {kind}", "dB", aim["psnr"], row["psnr"]))
+        found.append(("two references, right thing", "%", aim["made"], two["made"]))
+    return [
+        {"name": name, "unit": unit, "bar": aim * scale, "measured": measured * scale}
+        for name, unit, aim, measured in found
+        if measured is not None
+        for scale in [100 if unit == "%" else 1]
+    ]
 
 
 def attention(calibration: Calibration) -> dict:
@@ -204,6 +281,7 @@ def measure(
         "steps": editor.steps,
         "size": size,
         "quality": quality(rows),
+        "other_shapes": other_shapes(editor, max(held_out // 4, 1)),
         "calibration": attention(calibration),
         "pruning": pruning(editor, list(_take(evaluation, samples)), editor.config.front_layers),
     }
@@ -271,7 +349,7 @@ def render(card: Mapping, recipe: Mapping, curves: bool = False) -> str:
         lstrip_blocks=True,
     )
     return templates.get_template("model_card.md.j2").render(
-        card=card, recipe=recipe, curves=curves
+        card=card, recipe=recipe, curves=curves, bars=bars(card)
     )
 
 
