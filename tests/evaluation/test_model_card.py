@@ -38,7 +38,9 @@ def card(editor, calibration):
 
 
 RUN = dict(training="from scratch", command="python", cost="1 minute")
-RECIPE = dict(architecture="a", runs=[RUN, RUN])
+COMMITS = ["0123456789abcdef0123456789abcdef01234567", "fedcba9876543210+"]
+TOLD = dict(commits=COMMITS, seed=3, python="3.11.9", versions={"torch": "2.11.0"}, start="ab" * 32)
+RECIPE = dict(architecture="a", latents="block", prompt_dropout=0.0, runs=[RUN, RUN])
 
 
 def test_psnr_by_hand():
@@ -183,6 +185,42 @@ class Painter:
 
     def edit(self, sample, seed=0):
         return sample.references[1]
+
+
+def test_card_says_how_to_train_it_again(card):
+    text = model_card.render(card, RECIPE | dict(runs=[RUN, RUN | TOLD]))
+    assert "At `012345678`, then `fedcba987` with changes; seed 3, torch 2.11.0, Python" in text
+    assert f"started from weights of SHA-256 `{'ab' * 8}`" in text
+
+
+def test_card_stands_beside_the_paper(card):
+    told = json.loads(json.dumps(card))
+    told["calibration"] |= {
+        "layers": [1, 3, 5],
+        "by_layer": [0.1, 0.4, 0.1, 0.5, 0.2, 0.6],
+        "by_category": {"a": [0.1, 0.4, 0.1, 0.5, 0.2, 0.6], "b": [0.9, 0.4, 0.8, 0.5, 0.1, 0.1]},
+        "by_step": [0.25] * 4 + [0.2] * 4,
+    }
+    half = told["pruning"]["half"]
+    half["attention only"] |= {"minus_influence": -0.5, "standard_error": 0.1}
+    half["feature similarity"] |= {"minus_influence": 0.1, "standard_error": 0.1}
+    half["random, redrawn at anchors"] |= {"minus_influence": 3.0, "standard_error": 0.1}
+    rows = model_card.beside_the_paper(told)
+    assert [row["here"] for row in rows[:2]] == ["5.0 times", "1 of 3"]
+    assert [row["alike"] for row in rows] == ["yes", "no", "", "yes", "yes"] + [
+        "yes",
+        "not told apart",
+        "",
+    ]
+    told["calibration"]["by_step"] = [0.2] * 4 + [0.4] * 4
+    assert [row["alike"] for row in model_card.beside_the_paper(told)[3:5]] == ["no", "no"]
+    assert "influence ahead of attention only | +0.5 ± 0.1 dB" in model_card.render(told, RECIPE)
+
+
+def test_card_tells_how_it_was_trained(card):
+    assert "empty in training" not in model_card.render(card, RECIPE)
+    guided = model_card.render(card, RECIPE | dict(prompt_dropout=0.1, latents="conv"))
+    assert "10 % of the prompts were empty in training" in guided and "autoencoder" in guided
 
 
 def test_what_a_second_image_is_worth():

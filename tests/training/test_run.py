@@ -1,5 +1,6 @@
 """A training run learns, resumes exactly and ships loadable weights; it samples as the pipeline."""
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -100,6 +101,47 @@ def test_finished_phase_is_not_trained_again(train):
     before = averaged.stat().st_mtime_ns
     train()
     assert averaged.stat().st_mtime_ns == before
+
+
+def test_a_folder_holds_one_run(train):
+    train()
+    with pytest.raises(ConfigError, match=r"other settings \(phases, seed\): give another out="):
+        train("kontext", "out", "phases.0.lr=1e-5", "seed=1")
+    train("kontext", "out", "validate_every=500", "hardware=other")  # says nothing about the run
+
+
+def test_weights_shipped_again_tell_their_runs_once(train, monkeypatch, tmp_path):
+    """A run may replace the weights that it started from."""
+    monkeypatch.setattr(run, "weights_folder", lambda name: tmp_path / "shipped" / name)
+    shipped = tmp_path / "shipped" / "kontext_standin"
+    train("kontext", "first", "ship=true")
+    first = hashlib.sha256((shipped / "model.safetensors").read_bytes()).hexdigest()
+    for _ in range(2):
+        train("kontext", "second", "start=shipped", "ship=true")
+        told = json.loads((shipped / "recipe.json").read_text())["runs"]
+        assert [each["start"] for each in told] == [None, first]
+        assert pd.read_csv(shipped / "curves.csv")["run"].unique().tolist() == [1, 2]
+    assert told[1]["seed"] == 0 and set(told[1]["versions"]) >= {"torch", "diffusers"}
+    train("kontext", "third", "start=shipped", "ship=true")
+    with pytest.raises(ConfigError, match="began with other weights than start=shipped"):
+        train("kontext", "second", "start=shipped", "ship=true")
+
+
+def test_what_was_measured_of_the_former_weights_is_not_shipped(train, monkeypatch, tmp_path):
+    shipped = tmp_path / "shipped" / "kontext_standin"
+    monkeypatch.setattr(run, "weights_folder", lambda name: shipped)
+    train("kontext", "first", "ship=true")
+    config = json.loads((shipped / "config.json").read_text())
+    measured = {"representative_layers": [0, 1], "temporal_cache": {"teacache": [1.0]}}
+    (shipped / "config.json").write_text(json.dumps(config | measured))
+    train("kontext", "second", "start=shipped", "ship=true")
+    assert json.loads((shipped / "config.json").read_text()) == config
+
+
+def test_curves_are_kept_beside_a_wandb_run(tmp_path):
+    config = composed("logger=wandb_offline", f"out={tmp_path}")
+    names = [type(logger).__name__ for logger in run.loggers_of(config, 0, 0)]
+    assert names == ["CSVLogger", "WandbLogger"]
 
 
 def test_an_editor_of_conv_latents_brings_its_own_autoencoder(train):

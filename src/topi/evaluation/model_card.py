@@ -24,7 +24,7 @@ from topi.evaluation.held_out import held_out_rows, psnr
 from topi.methods import make_method
 from topi.models.editor import Editor, load_editor
 from topi.models.standin import weights_folder
-from topi.results.calibration import Calibration
+from topi.results.calibration import CONCENTRATED, CONSISTENT, Calibration
 
 TAUS = (0.8, 0.85, 0.9, 0.95)
 #: What keeps half of the reference tokens, and how: the paper's score, its ablations, the floors.
@@ -46,6 +46,15 @@ BARS = {
 }
 #: And with a second image: PSNR of every kind of edit, share of the taken things that are right.
 TWO_REFERENCES_BAR = {"psnr": 25.0, "made": 0.7}
+RECORDED_STEPS = 4
+#: The paper's bound on the total attention to references (section 3.2, Fig. 3).
+PAPER_LIMIT = 0.3
+#: PSNR in dB, least and most of four categories, that influence is ahead of a rule with in Table 3.
+PAPER_LEADS = {
+    "attention only": (0.16, 0.61),
+    "feature similarity": (6.7, 12.38),
+    "random, redrawn at anchors": None,
+}
 #: Stand-ins whose weights also serve a pipeline for several references, and that model's name.
 SEVERAL = {"qwen_standin": "qwen_plus_standin"}
 
@@ -245,6 +254,64 @@ def bars(card: Mapping) -> list[dict[str, object]]:
     ]
 
 
+def beside_the_paper(card: Mapping) -> list[dict[str, str]]:
+    """What the paper says of FLUX.1-Kontext and Qwen-Image-Edit, and what this model shows.
+
+    Each has `what`, `here`, `paper` and `alike`: yes, no, not told apart, or empty where the paper
+    says nothing.
+    """
+    told, half = card["calibration"], card["pruning"]["half"]
+    by_layer, by_step, chosen = told["by_layer"], np.array(told["by_step"]), [*told["layers"]]
+    ratio = fmean(by_layer[k] for k in chosen) / np.median(np.delete(by_layer, chosen))
+    highest = [np.argsort(each)[-len(chosen) :] for each in told["by_category"].values()]
+    shared = min(len({*layers} & {*chosen}) for layers in highest)
+    quarter = max(len(by_step) // 4, 1)
+    early, late, peak = by_step[:quarter].mean(), by_step[-quarter:].mean(), by_step.max()
+    rows = [
+        (
+            "the highest layers' attention over the median of the others",
+            f"{ratio:.1f} times",
+            f"few layers (Fig. 1; here called so from {CONCENTRATED:g} times on)",
+            _yes(ratio >= CONCENTRATED),
+        ),
+        (
+            "of these layers, so many or more are the highest of each category",
+            f"{shared} of {len(chosen)}",
+            "the same for every task (3.2)",
+            _yes(shared >= CONSISTENT * len(chosen)),
+        ),
+        (
+            "bootstrap subsets of the samples that choose the same set",
+            f"{told['stability']['same_set']:.0%} of {told['stability']['subsets']}",
+            "not told",
+            "",
+        ),
+        (
+            "attention to references, first and last quarter of the steps",
+            f"{early:.2f}, {late:.2f}",
+            "decays (Fig. 3)",
+            _yes(late < early),
+        ),
+        (
+            "the highest of any step",
+            f"{peak:.2f}",
+            f"below {PAPER_LIMIT} (Fig. 3)",
+            _yes(peak < PAPER_LIMIT),
+        ),
+    ]
+    for rival, paper in PAPER_LEADS.items():
+        lead, error = -half[rival]["minus_influence"], half[rival]["standard_error"]
+        apart = _yes(lead > 0) if abs(lead) > 2 * error else "not told apart"
+        says = f"{paper[0]:+.1f} to {paper[1]:+.1f} dB (Table 3)" if paper else "not compared"
+        what = f"half of the tokens: influence ahead of {rival}"
+        rows.append((what, f"{lead:+.1f} ± {error:.1f} dB", says, apart if paper else ""))
+    return [dict(zip(("what", "here", "paper", "alike"), row, strict=True)) for row in rows]
+
+
+def _yes(alike: bool) -> str:
+    return "yes" if alike else "no"
+
+
 def attention(calibration: Calibration) -> dict:
     """What the card tells of a calibration; calibration.json has the rest."""
     overall, categories = calibration.overall, calibration.by_category
@@ -280,6 +347,7 @@ def measure(
         "parameters": sum(p.numel() for p in editor.transformer.parameters()),
         "steps": editor.steps,
         "size": size,
+        "true_cfg": editor.config.true_cfg,
         "quality": quality(rows),
         "other_shapes": other_shapes(editor, max(held_out // 4, 1)),
         "calibration": attention(calibration),
@@ -316,6 +384,22 @@ def picture_grid(editor: Editor, chosen: Mapping[str, Sequence[int]]) -> Image.I
     )
 
 
+def recorded_edits(editor: Editor) -> Image.Image:
+    """Four held-out edits by a few steps, side by side: to see whether a machine repeats them.
+
+    Of every category one, or of every kind of edit with two references.
+    """
+    data = MiniEditPlus if editor.config.kind == "qwen_edit_plus" else MiniEdit
+    quick = Editor(replace(editor.config, steps=RECORDED_STEPS), editor.pipe, editor.fingerprint())
+    edits = [quick.edit(sample) for sample in data("evaluation", editor.config.height, 4)]
+    return Image.fromarray(np.concatenate([np.asarray(edit.convert("RGB")) for edit in edits], 1))
+
+
+def recording(name: str, folder: Path) -> Path:
+    """Where the edits of `recorded_edits` lie beside the weights."""
+    return folder / f"recorded_{name}.png"
+
+
 def two_reference_grid(editor: Editor, rows: int = 4) -> Image.Image:
     """First and second reference, edit and true edit: a column of each kind of edit."""
     kinds = sum(map(len, EDITS.values()))
@@ -349,7 +433,7 @@ def render(card: Mapping, recipe: Mapping, curves: bool = False) -> str:
         lstrip_blocks=True,
     )
     return templates.get_template("model_card.md.j2").render(
-        card=card, recipe=recipe, curves=curves, bars=bars(card)
+        card=card, recipe=recipe, curves=curves, bars=bars(card), beside=beside_the_paper(card)
     )
 
 
@@ -389,6 +473,8 @@ def main(argv: list[str] | None = None) -> None:
         plus = _editor(several)
         card["two_references"] = two_references(plus, args.held_out // 4)
         two_reference_grid(plus).save(folder / "two_references.png", optimize=True)
+        recorded_edits(plus).save(recording(several, folder), optimize=True)
+    recorded_edits(editor).save(recording(args.model, folder), optimize=True)
     write(card, calibration, picture_grid(editor, card["shown"]), folder)
     print(f"wrote {folder / 'README.md'}")
 

@@ -9,13 +9,10 @@ from topi.report.claims import UNTESTABLE, Comparison, Evidence, Finding, decide
 from topi.report.paper_values import quantity
 from topi.report.statistics import Estimate, bootstrap, unpaired
 from topi.report.tables import category_title
+from topi.results.calibration import CONCENTRATED, CONSISTENT
 
 TOP = 3
 """Layers that count as those in which attention concentrates: as many as are representative."""
-CONCENTRATED = 2.0
-"""They hold at least this many times what the median of the others does. Ours."""
-CONSISTENT = 2 / 3
-"""At least this share of them is the same in another category. Ours."""
 ROUNDING = 1e-9
 STEADY = 0.9
 """A rank correlation that counts as the same order. Ours."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from topi.report import attention_judges as attention
 from topi.report import judges
-from topi.report.attention_judges import CONCENTRATED, STEADY
+from topi.report.attention_judges import STEADY
 from topi.report.claims import Claim
 from topi.report.judges import MUCH
+from topi.results.calibration import CONCENTRATED
 
 CLAIMS = (
     Claim(

@@ -12,6 +12,10 @@ from topi.results import files
 
 SCHEMA = 1
 """Of the JSON; a file of another schema is refused."""
+CONCENTRATED = 2.0
+"""Few layers hold the attention if theirs is so many times the median of the others. Ours."""
+CONSISTENT = 2 / 3
+"""Two sets of layers are alike if they share at least so many. Ours."""
 
 
 @dataclass(frozen=True)

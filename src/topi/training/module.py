@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 from torch import Tensor, nn
 
@@ -216,6 +217,9 @@ class EditorTraining(L.LightningModule):
         self.log_dict(parts, batch_size=len(batch.prompts))
         grid = sample_grid(batch, images)
         grid.save(self.out / f"samples-{self.index}-{self.global_step:06d}.png")
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("samples", [grid], step=self.global_step)
 
 
 def to_signed(images: Tensor) -> Tensor:

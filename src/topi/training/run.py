@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from topi.training.curves import draw_curves
 from topi.training.deepen import deepened
 from topi.training.flow import NOISE_MEAN, NOISE_SPREAD
 from topi.training.module import EditorTraining, Schedule, to_signed
+from topi.training.origin import begin
 from topi.training.stream import Draw, loader, stacked, validation_batches
 
 log = logging.getLogger(__name__)
@@ -191,6 +193,7 @@ def train(config: TrainingConfig) -> bool:
     out.mkdir(parents=True, exist_ok=True)
     deadline = None if config.stop_after is None else time.monotonic() + 60 * config.stop_after
     family = FAMILIES[config.model.kind]
+    begun = begin(config, out, before(config))
     transformer, vae = starting_point(config, out)
     module = EditorTraining(
         family,
@@ -205,6 +208,10 @@ def train(config: TrainingConfig) -> bool:
         seed=config.seed,
         deadline=deadline,
     )
+    if all(
+        (out / f"phase-{k}" / "averaged.safetensors").exists() for k in range(len(config.phases))
+    ):
+        log.warning("%s is finished; to train its weights further, give another out=", out)
     for index, phase in enumerate(config.phases):
         done = out / f"phase-{index}" / "averaged.safetensors"
         if done.exists():
@@ -216,18 +223,17 @@ def train(config: TrainingConfig) -> bool:
     save_standin(module.transformer, module.vae, out)
     told = {"architecture": architecture(module.transformer), "enlarge": config.data.enlarge}
     told["references"] = 1 + (config.data.beside > 0.5)  # of what it is evaluated with
-    told["runs"] = runs(config, out)
+    told |= {"latents": config.model.latents, "prompt_dropout": config.model.prompt_dropout}
+    told["runs"] = runs(config, out, begun)
     (out / "recipe.json").write_text(json.dumps(told, indent=1) + "\n")
-    if config.logger == "csv":
-        learnt = curves(config, out)
-        learnt.to_csv(out / "curves.csv", index=False, float_format="%.6g")
-        draw_curves(learnt, out / "curves.png")
+    learnt = curves(config, out)
+    learnt.to_csv(out / "curves.csv", index=False, float_format="%.6g")
+    draw_curves(learnt, out / "curves.png")
     if config.ship:
         folder = weights_folder(config.model.name)
         save_standin(module.transformer, module.vae, folder)
         for name in ("recipe.json", "curves.csv", "curves.png"):
-            if (out / name).exists():
-                shutil.copy(out / name, folder)
+            shutil.copy(out / name, folder)
     return True
 
 
@@ -307,7 +313,7 @@ def train_phase(module: EditorTraining, config: TrainingConfig, index: int, phas
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=50,
-        logger=logger_of(config, index, start),
+        logger=loggers_of(config, index, start),
         callbacks=[EMAWeightAveraging(decay=config.ema), checkpoints],
         enable_model_summary=False,
     )
@@ -329,17 +335,20 @@ def train_phase(module: EditorTraining, config: TrainingConfig, index: int, phas
     return True
 
 
-def logger_of(config: TrainingConfig, index: int, start: int) -> Logger:
-    """CSV, one file per attempt named by its first step, or W&B."""
-    if config.logger == "csv":
-        return CSVLogger(config.out, name="log", version=f"phase-{index}/{start}")
-    return WandbLogger(
-        project="topi",
-        name=f"{config.model.name} phase {index}",
-        save_dir=config.out,
-        offline=config.logger == "wandb_offline",
-        config=OmegaConf.to_container(OmegaConf.structured(config)),
-    )
+def loggers_of(config: TrainingConfig, index: int, start: int) -> list[Logger]:
+    """CSV, one file per attempt named by its first step; and W&B if asked for."""
+    found: list[Logger] = [CSVLogger(config.out, name="log", version=f"phase-{index}/{start}")]
+    if config.logger != "csv":
+        found.append(
+            WandbLogger(
+                project="topi",
+                name=f"{config.model.name} phase {index}",
+                save_dir=config.out,
+                offline=config.logger == "wandb_offline",
+                config=OmegaConf.to_container(OmegaConf.structured(config)),
+            )
+        )
+    return found
 
 
 def before(config: TrainingConfig) -> Path | None:
@@ -356,9 +365,8 @@ def curves(config: TrainingConfig, out: Path) -> pd.DataFrame:
 
     A killed phase logs some steps twice; the later ones count.
     """
-    source = before(config)
-    earlier = source / "curves.csv" if source else None
-    parts = [pd.read_csv(earlier)] if earlier and earlier.exists() else []
+    earlier = out / "start" / "curves.csv"
+    parts = [pd.read_csv(earlier)] if earlier.exists() else []
     run = 1 + (int(parts[0]["run"].max()) if parts else 0)
     for phase in range(len(config.phases)):
         logs = (out / "log" / f"phase-{phase}").glob("*/metrics.csv")
@@ -371,10 +379,14 @@ def curves(config: TrainingConfig, out: Path) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def runs(config: TrainingConfig, out: Path) -> list[dict[str, str]]:
-    """What the model card tells: this run, after those whose weights it started from."""
-    source = before(config)
-    earlier = json.loads((source / "recipe.json").read_text())["runs"] if source else []
+def runs(config: TrainingConfig, out: Path, begun: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the model card tells: this run, after those whose weights it started from.
+
+    Args:
+        begun: what `topi.training.origin.begin` returned.
+    """
+    earlier = out / "start" / "recipe.json"
+    earlier = json.loads(earlier.read_text())["runs"] if earlier.exists() else []
     done = [
         json.loads((out / f"phase-{k}/done.json").read_text()) for k in range(len(config.phases))
     ]
@@ -398,6 +410,11 @@ def runs(config: TrainingConfig, out: Path) -> list[dict[str, str]]:
         "command": " ".join(["python -m topi.training", *told_of]),
         "cost": f"{minutes:.0f} minutes on {config.hardware}, {waiting:.1%} of them spent waiting "
         "for data",
+        "seed": config.seed,
+        "start": begun["start"],
+        "commits": begun["commits"],
+        "python": begun["python"],
+        "versions": begun["versions"],
     }
     return [*earlier, run]
 

@@ -23,6 +23,8 @@ LATENTS: dict[str, type[BlockTransformVAE] | type[ConvVAE]] = {
     "block": BlockTransformVAE,
     "conv": ConvVAE,
 }
+#: What was measured of the weights, beside diffusers' fields of a config.
+MEASURED = ("representative_layers", "temporal_cache")
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,19 @@ def weights_file(name: str = "kontext_standin") -> Path:
 
 
 def save_standin(transformer: nn.Module, vae: nn.Module, folder: Path) -> None:
-    """Write fp16 weights and the transformer's config; the VAE's go along in fp32."""
+    """Write fp16 weights and the transformer's config; the VAE's go along in fp32.
+
+    What was measured of the transformer's former weights stays behind.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"transformer.{n}": t.half() for n, t in transformer.state_dict().items()}
     tensors |= {f"vae.{n}": t.float() for n, t in vae.state_dict().items()}
     save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors")
     transformer.save_config(folder)
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    own = {name: value for name, value in config.items() if name not in MEASURED}
+    file.write_text(json.dumps(own, indent=2) + "\n")
     vae.save_config(folder / "vae")
 
 
@@ -95,8 +104,7 @@ def load_parts(folder: Path) -> tuple[nn.Module, nn.Module]:
         return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
     config = json.loads((folder / "config.json").read_text())
-    own = ("representative_layers", "temporal_cache")  # none of diffusers' fields
-    measured = {name: config.pop(name) for name in own if config.get(name)}
+    measured = {name: config.pop(name) for name in MEASURED if config.get(name)}
     cls = next(
         f.transformer for f in FAMILIES.values() if f.transformer.__name__ == config["_class_name"]
     )
