@@ -226,7 +226,10 @@ def data_check(parsed: argparse.Namespace) -> int:
         print(f"  broken: {where}: {reason}")
     if (more := len(found.broken) - parsed.show) > 0:
         print(f"  and {more} more; --show {len(found.broken)} lists them")
-    print(f"{len(found.broken)} broken" if found.broken else "complete")
+    if found.absent:
+        print(f"  none of {', '.join(found.absent)}: fetch them if you want them")
+    whole = "these types are complete" if found.absent else "complete"
+    print(f"{len(found.broken)} broken" if found.broken else whole)
     return 1 if found.broken else 0
 
 
@@ -249,8 +252,9 @@ def _parser() -> argparse.ArgumentParser:
     about = "Look after data sets."
     data = commands.add_parser("data", help=about, description=about)
     sub = _add(data.add_subparsers(required=True, metavar="COMMAND"), data_check, "check")
-    sub.add_argument("path", type=Path, help="a folder")
-    sub.add_argument("--all", action="store_true", help="all images, also of more than 2 GiB")
+    sub.add_argument("path", type=Path, help="a folder, or a parquet file")
+    text = "decode all images; else they are looked at from outside, and of more than 2 GiB some"
+    sub.add_argument("--all", action="store_true", help=text)
     sub.add_argument("--show", type=int, default=20, help="broken rows to name, default: 20")
     add_commands(commands)
     return parser

@@ -164,6 +164,48 @@ def test_reads_the_hub_at_a_pinned_revision(parquet, tmp_path, encoded, monkeypa
     assert load("own/split", tmp_path, **options).fingerprint() == data.fingerprint()
 
 
+def test_little_is_fetched_to_find_the_first_of_a_type(parquet, tmp_path, encoded, monkeypatch):
+    """Ids lie between images, and rows of one group are fetched once."""
+    import fsspec
+    import huggingface_hub
+
+    fetched = Counter()
+
+    class Counting(fsspec.AbstractFileSystem):
+        cachable = False
+
+        def glob(self, pattern):
+            return sorted(files)
+
+        def _open(self, path, mode="rb", **options):
+            return fsspec.spec.AbstractBufferedFile(self, path, size=len(files[path]), **options)
+
+        def cat_file(self, path, start=None, end=None, **options):
+            raise AssertionError("read as a whole")
+
+    def fetch_range(self, start, end):
+        fetched[self.path] += end - start
+        return files[self.path][start:end]
+
+    monkeypatch.setattr(fsspec.spec.AbstractBufferedFile, "_fetch_range", fetch_range)
+    rng, made = np.random.default_rng(0), []
+    for kind, numbers in {"add": 20, "remove": 40, "visual_depth": 9}.items():
+        rows = rows_of(kind, range(numbers), encoded)
+        rows = [
+            row | dict.fromkeys(("edited_file", "visual_input"), rng.bytes(99_999)) for row in rows
+        ]
+        made.append(parquet(f"{kind.replace('_', '')}.parquet", rows, 5))
+    files = {file.name: file.read_bytes() for file in made}
+    monkeypatch.setattr(huggingface_hub, "HfFileSystem", Counting)
+    data = load("own/split", tmp_path, per_type=5, calibration=0, revision=REVISION)
+    assert len(data) == 10
+    assert set(fetched) == {"add.parquet", "remove.parquet"}  # nobody asked for the visual one
+    own = 5 * len(encoded(0))  # of a row group, the images that are shown
+    footers = 2 * 70_000  # Arrow reads 64 KiB at the end of a file, for the ids and for the rows
+    for name, count in fetched.items():
+        assert count < 3 * own + footers < len(files[name]) / 20, (name, count)
+
+
 def test_an_unreachable_hub_is_one_sentence(tmp_path, monkeypatch):
     import huggingface_hub
 
@@ -185,18 +227,18 @@ def test_broken_rows_are_left_out_with_count_and_reason(parquet, tmp_path, encod
     rows[1]["image_file"] = rows[1]["image_file"][:200]  # truncated PNG
     rows[2]["image_file"] = b"hello"
     rows[3]["edit_instruction"] = ""
-    rows[4]["image_id"] = rows[5]["image_id"]
+    rows[4] = rows[5] | {"image_id": "add_0004"}
     file = parquet("train-00000-of-00001.parquet", rows)
     with caplog.at_level(logging.WARNING):
         data = load(file.parent, tmp_path, calibration=0)
-    assert sorted(ids(data)) == [f"anyedit-add-add_000{n}" for n in (5, 6, 7)]
+    assert sorted(ids(data)) == [f"anyedit-add-add_000{n}" for n in (4, 6, 7)]
     reasons = Counter(row["reason"].split(":")[0] for row in data.skipped)
     assert reasons == {
         "missing image": 1,
         "damaged image": 1,
         "not an image": 1,
         "no instruction": 1,
-        "the id occurs twice": 1,
+        "the same edit occurs twice": 1,
         "unknown edit type 'sharpen'": 2,
     }
     assert "2 left out, unknown edit type 'sharpen': sharpen-sharpen_0000" in caplog.text
@@ -204,6 +246,37 @@ def test_broken_rows_are_left_out_with_count_and_reason(parquet, tmp_path, encod
     with caplog.at_level(logging.WARNING):  # said again with each load
         load(file.parent, tmp_path, calibration=0)
     assert "1 left out, missing image: add-add_0000" in caplog.text
+
+
+def test_one_image_may_have_several_edits(parquet, tmp_path, encoded):
+    rows = rows_of("add", range(3), encoded)
+    rows[1] |= {"image_id": rows[0]["image_id"], "image_file": rows[0]["image_file"]}
+    data = load(parquet("train.parquet", rows).parent, tmp_path, calibration=0)
+    assert ids(data) == [f"anyedit-add-add_000{n}" for n in ("0", "0-2", "2")]
+    assert [data[i].instruction for i in range(2)] == ["do add 0", "do add 1"]
+
+
+@pytest.mark.parametrize("name", [["a.png"], {"a": 1}, 7, "x" * 5000, "a\0b", "."])
+def test_what_is_no_file_name_is_a_missing_image(test_folder, tmp_path, name):
+    def change(kind, number, row):
+        return row | ({"image_file": name} if number == 1 else {})
+
+    data = load(test_folder({"add": 3}, change=change), tmp_path, calibration=0)
+    assert len(data) == 2
+    assert [row["reason"] for row in data.skipped] == ["missing image"]
+
+
+def test_a_folder_with_broken_rows_loads_the_others(test_folder, tmp_path):
+    def change(kind, number, row):
+        return row | ({"edit_type": "sharpen"} if number == 1 else {})
+
+    root = test_folder({"add": 4}, change=change)
+    image = root / "anybench/add/000.png"
+    image.write_bytes(image.read_bytes()[:300])
+    data = load(root, tmp_path, calibration=0)
+    assert ids(data) == ["anyedit-add-002", "anyedit-add-003"]
+    reasons = sorted(row["reason"] for row in data.skipped)
+    assert reasons[0].startswith("damaged image") and reasons[1] == "unknown edit type 'sharpen'"
 
 
 def test_a_broken_row_is_replaced_by_the_next(parquet, tmp_path, encoded):

@@ -102,3 +102,33 @@ def test_nothing_there(tmp_path, capsys):
     assert "there is no folder" in capsys.readouterr().err
     with pytest.raises(ToPiError, match="neither"):
         check(tmp_path)
+
+
+def test_a_file_of_one_type_is_not_called_all_of_it(parquet, encoded, capsys):
+    file = parquet("add.parquet", [row(n, encoded) for n in range(3)])
+    (file.parent / "._add.parquet").write_bytes(b"what a Mac leaves behind")
+    for path in (file, file.parent):
+        assert cli.main(["data", "check", str(path)]) == 0
+        out = capsys.readouterr().out
+        assert (
+            "none of " in out and "replace, " in out and out.endswith("these types are complete\n")
+        )
+
+
+def test_all_images_are_decoded_on_request(parquet, encoded):
+    whole = encoded(0, (200, 200))
+    torn = whole[:2000] + bytes(500) + whole[2500:]  # begins and ends as it should
+    file = parquet("add.parquet", [row(0, encoded, image_file=torn)])
+    assert not check(file).broken
+    assert [where for where, _ in check(file, everything=True).broken] == ["add-0"]
+
+
+def test_of_many_large_files_some_images_are_looked_at(parquet, encoded, monkeypatch):
+    monkeypatch.setattr(checking, "READ_ALL_BELOW", 0)
+    monkeypatch.setattr(checking, "LOOK_INTO", 2)
+    for k in range(4):
+        rows = [row(10 * k + n, encoded) for n in range(6)]
+        file = parquet(f"add-0000{k}-of-00004.parquet", rows)
+    found = check(file.parent)
+    assert found.total == 24 and found.looked_at == 2 * 4
+    assert check(file.parent, everything=True).looked_at == 24

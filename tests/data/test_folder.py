@@ -134,3 +134,27 @@ def test_corrupt_image_is_named(folder, damage):
     data = EditFolder(write(folder, {"image": "a.png", "instruction": "x"}))
     with pytest.raises(ToPiError, match=r"a\.png cannot be read"):
         data[0]
+
+
+def test_a_photograph_stands_the_way_its_camera_says(folder):
+    exif = Image.Exif()
+    exif[274] = 6  # turned by a quarter
+    Image.new("RGB", (40, 20), "red").save(folder / "phone.jpg", exif=exif)
+    write(folder, {"image": "phone.jpg", "instruction": "make it snow"})
+    assert EditFolder(folder)[0].references[0].size == (20, 40)
+
+
+def test_a_table_of_a_spreadsheet(folder):
+    write_csv(folder, "Image, Instruction", "a.png,make it snow")
+    assert EditFolder(folder)[0].instruction == "make it snow"
+    write_csv(folder, "image;instruction", "a.png;make it snow")
+    with pytest.raises(ToPiError, match="by commas, not by semicolons"):
+        EditFolder(folder)
+
+
+def test_nothing_is_no_instruction_and_no_count(folder):
+    write(folder, {"image": "a.png", "instruction": "  "})
+    with pytest.raises(ToPiError, match='line 1 has no "instruction"'):
+        EditFolder(folder)
+    with pytest.raises(ToPiError, match="count=0 must be at least 1"):
+        EditFolder(folder, 0)

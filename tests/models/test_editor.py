@@ -62,11 +62,22 @@ def test_several_references_need_the_plus_pipeline():
 
 def test_kontext_gets_several_references_side_by_side():
     red, blue = (Image.new("RGB", (128, 128), c) for c in ("red", "blue"))
-    sample = EditSample("two", "local_edit", "add", "use both", (red, blue))
+    sample = EditSample("two", "local_edit", "add", "use both", (red, blue), size=(128, 128))
     (wide,) = tiny("kontext").references(sample)
     assert wide.size == (256, 128)
     assert wide.getpixel((127, 0)) == (255, 0, 0) and wide.getpixel((128, 0)) == (0, 0, 255)
     assert tiny("kontext").edit(sample).size == (128, 128)
+
+
+def test_a_photograph_is_brought_to_what_the_model_knows():
+    """As FluxKontextPipeline brings it to about a megapixel."""
+    photo = Image.effect_noise((1024, 768), 80)
+    sample = EditSample("photo", "local_edit", "add", "add a cat", (photo,))
+    (reference,) = tiny("kontext").references(sample)
+    assert reference.size == (144, 112)  # of 128 x 128 pixels, nearly 4:3, in multiples of eight
+    assert tiny("kontext").edit(sample).size == (128, 128)
+    drawn = MiniEdit("evaluation", "mixed")[1]  # knows its size
+    assert tiny("kontext").references(drawn)[0].size == drawn.references[0].size != (128, 128)
 
 
 def test_truncated_reference_is_named(tmp_path):

@@ -7,7 +7,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import zip_longest
+from dataclasses import replace
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from topi.errors import ToPiError
 log = logging.getLogger(__name__)
 
 SPLITS = ("calibration", "evaluation")
-SCHEMA = 1
+SCHEMA = 2
 
 
 class AnyEdit:
@@ -182,32 +183,39 @@ def select(
     groups = (VISUAL,) if visual else CATEGORIES
     by_type: dict[str, list[Key]] = {name: [] for g in groups for name in types_of(g)}
     skipped: list[dict[str, str]] = []
-    seen: set[str] = set()
+    seen: Counter[str] = Counter()
+    edits: set[tuple] = set()
     looked_at: set[tuple] = set()
-    for key in sorted(source.keys(), key=lambda k: (k.id, k.at)):
-        name = f"{key.known_type}-{key.id}"
+    for key in sorted(source.keys(by_type), key=lambda k: (k.id, k.at)):
         if key.known_type is None:
             skipped.append(_skip(key, f"unknown edit type {key.type!r}"))
         elif key.known_type in by_type:
-            if name in seen:
-                skipped.append(_skip(key, "the id occurs twice"))
-                continue
-            seen.add(name)
+            # One image may have several edits of a type.
+            seen[name := f"{key.known_type}-{key.id}"] += 1
+            if seen[name] > 1:
+                key = replace(key, id=f"{key.id}-{seen[name]}")
             by_type[key.known_type].append(key)
 
     def usable(keys: Iterable[Key], wanted: int | None, split: str, taken=frozenset()):
-        found = []
-        for key, row in source.rows(_until(keys, lambda: len(found) == wanted)):
-            reason = _broken(row, visual)
-            if reason is None:
-                hashes = [keep(image) for image in _images(row, visual)]
-                if hashes[0] in taken:
-                    reason = "its image is in the calibration pairs"
-            looked_at.add(key.at)
-            if reason is not None:
-                skipped.append(_skip(key, reason))
-                continue
-            found.append(_entry(key, row, split, hashes))
+        found: list[dict] = []
+        keys = iter(keys)
+        # As many at a time as are wanted still: rows that lie together are read together.
+        while more := list(islice(keys, None if wanted is None else wanted - len(found))):
+            for key, row in source.rows(more, visual=visual):
+                reason = _broken(row, visual)
+                if reason is None:
+                    hashes = [keep(image) for image in _images(row, visual)]
+                    edit = (key.known_type, row.instruction, *hashes)
+                    if hashes[0] in taken:
+                        reason = "its image is in the calibration pairs"
+                    elif edit in edits:
+                        reason = "the same edit occurs twice"
+                    edits.add(edit)
+                looked_at.add(key.at)
+                if reason is None:
+                    found.append(_entry(key, row, split, hashes))
+                else:
+                    skipped.append(_skip(key, reason))
         return found
 
     kept: dict[str, list[dict]] = {}
@@ -226,13 +234,6 @@ def select(
         if per_type and 0 < len(shown[name]) < per_type:
             log.warning("%s: %d of %d pairs of %s", source.name, len(shown[name]), per_type, name)
     return [*_stratified(kept, groups), *_stratified(shown, groups)], skipped
-
-
-def _until(keys: Iterable[Key], done) -> Iterator[Key]:
-    for key in keys:
-        if done():
-            return
-        yield key
 
 
 def _images(row: Row, visual: bool) -> list[bytes | None]:

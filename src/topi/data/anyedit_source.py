@@ -1,20 +1,25 @@
 """Where AnyEdit's pairs lie: the folders of AnyEdit-Test, or parquet files here or on the hub.
 
-Rows are indexed first, by id and type alone, and read one by one: nobody has to fetch 218 GB.
+Rows are indexed first, by id and type alone, and then read: nobody has to fetch 218 GB.
 """
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
+
+from rich.progress import track
 
 from topi.data.anyedit_types import edit_type
 from topi.errors import ToPiError
 
 LIST = "edit_result.json"
+#: Rows that are read together, so that those of one row group are fetched once.
+READ_AT_ONCE = 50
 #: AnyEdit-Test says "edit" where the hub says "edit_instruction".
 INSTRUCTION = ("edit_instruction", "edit instruction", "edit")
 
@@ -34,7 +39,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Row:
-    """A row as read: encoded images, None where there is none.
+    """A row as read: encoded images, None where there is none, or where it was not asked for.
 
     `visual` is the second image of visual edits. The edited image is not read by default: pruned
     runs are compared with the full-context output, and for some types its shape is another one.
@@ -51,9 +56,13 @@ class Source(Protocol):
 
     name: str
 
-    def keys(self) -> list[Key]: ...
+    def keys(self, types: Collection[str] | None = None) -> list[Key]:
+        """The rows; those of other types than `types` may be left out."""
 
-    def rows(self, keys: Iterable[Key], edited: bool = False) -> Iterator[tuple[Key, Row]]: ...
+    def rows(
+        self, keys: Iterable[Key], edited: bool = False, visual: bool = True
+    ) -> Iterator[tuple[Key, Row]]:
+        """The rows of some keys, in the order of the keys."""
 
 
 def _given(value: Any) -> Any:
@@ -80,7 +89,7 @@ class TestFolder:
         self.lists = sorted(lists)
         self._rows: dict[tuple, tuple[Path, Mapping]] = {}
 
-    def keys(self) -> list[Key]:
+    def keys(self, types: Collection[str] | None = None) -> list[Key]:
         keys = []
         for file in self.lists:
             try:
@@ -89,33 +98,34 @@ class TestFolder:
                 rows = None
             if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
                 raise ToPiError(f"{file} is no list of edits in JSON: unpack or download it again")
-            seen: dict[str, int] = {}
             for number, row in enumerate(rows):
                 kind = str(_given(row.get("edit_type")) or file.parent.name)
                 stem = PurePosixPath(str(_given(row.get("image_file")) or number)).stem
-                # One image may have several edits of a type.
-                seen[stem] = seen.get(stem, 0) + 1
-                suffix = f"-{seen[stem]}" if seen[stem] > 1 else ""
                 at = (str(file.relative_to(self.path)), number)
                 self._rows[at] = file.parent, row
-                keys.append(Key(f"{stem}{suffix}", kind, at))
+                keys.append(Key(stem, kind, at))
         return keys
 
-    def rows(self, keys: Iterable[Key], edited: bool = False) -> Iterator[tuple[Key, Row]]:
+    def rows(
+        self, keys: Iterable[Key], edited: bool = False, visual: bool = True
+    ) -> Iterator[tuple[Key, Row]]:
+        wanted = {"image_file": True, "visual_input": visual, "edited_file": edited}
         for key in keys:
             folder, row = self._rows[key.at]
-            image, visual, after = (
-                self._bytes(folder, _given(row.get(name)))
-                for name in ("image_file", "visual_input", "edited_file")
+            images = (
+                self._bytes(folder, row.get(name)) if asked else None
+                for name, asked in wanted.items()
             )
-            yield key, Row(_instruction(row), image, visual, after if edited else None)
+            yield key, Row(_instruction(row), *images)
 
-    def _bytes(self, folder: Path, name: str | None) -> bytes | None:
-        if name is None:
+    def _bytes(self, folder: Path, name: Any) -> bytes | None:
+        if _given(name) is None or not isinstance(name, str):
             return None
         for base in (folder.parent.parent, folder.parent, folder, self.path):
-            if (file := base / name).is_file():
-                return file.read_bytes()
+            try:
+                return (base / name).read_bytes()
+            except (OSError, ValueError):  # not there, a folder, or no name for a file
+                continue
         return None
 
 
@@ -126,8 +136,10 @@ class ParquetFiles:
     def __init__(self, system: Any, files: Iterable[str], name: str):
         self.system, self.files, self.name = system, sorted(files), name
 
-    def keys(self) -> list[Key]:
-        return [key for file in self.files for key in self.keys_of(file)]
+    def keys(self, types: Collection[str] | None = None) -> list[Key]:
+        files = [f for f in self.files if types is None or _split_type(f) in (None, *types)]
+        shown = track(files, f"{self.name}: ids", transient=True, disable=len(files) < 4)
+        return [key for file in shown for key in self.keys_of(file)]
 
     def keys_of(self, file: str) -> list[Key]:
         """The rows of one file.
@@ -153,21 +165,23 @@ class ParquetFiles:
                     keys.append(Key(name, kind, (file, group, number)))
         return keys
 
-    def rows(self, keys: Iterable[Key], edited: bool = False) -> Iterator[tuple[Key, Row]]:
-        columns = [*INSTRUCTION, "image_file", "visual_input", *(["edited_file"] * edited)]
-        last, table = None, []
-        for key in keys:
-            file, group, number = key.at
-            if (file, group) != last:
+    def rows(
+        self, keys: Iterable[Key], edited: bool = False, visual: bool = True
+    ) -> Iterator[tuple[Key, Row]]:
+        images = {"image_file": True, "visual_input": visual, "edited_file": edited}
+        columns = [*INSTRUCTION, *(name for name, asked in images.items() if asked)]
+        for keys_of_a_read in batched(keys, READ_AT_ONCE):
+            found: dict[tuple, Row] = {}
+            places = sorted({key.at[:2] for key in keys_of_a_read})
+            for file, groups in groupby(places, key=lambda place: place[0]):
                 with self._open(file) as parquet:
-                    known = [n for n in columns if n in parquet.schema_arrow.names]
-                    table = self._read(parquet, file, group, known)
-                last = file, group
-            row = table[number]
-            images = (
-                _encoded(row.get(name)) for name in ("image_file", "visual_input", "edited_file")
-            )
-            yield key, Row(_instruction(row), *images)
+                    known = [name for name in columns if name in parquet.schema_arrow.names]
+                    for _, group in groups:
+                        table = self._read(parquet, file, group, known)
+                        for key in keys_of_a_read:
+                            if key.at[:2] == (file, group):
+                                found[key.at] = _row(table[key.at[2]], images)
+            yield from ((key, found[key.at]) for key in keys_of_a_read)
 
     @contextmanager
     def _open(self, file: str) -> Iterator[Any]:
@@ -175,11 +189,13 @@ class ParquetFiles:
 
         with ExitStack() as stack:
             try:
-                handle = stack.enter_context(self.system.open(file, "rb"))
+                # Columns lie apart: reading ahead would fetch the images between them.
+                handle = stack.enter_context(self.system.open(file, "rb", cache_type="none"))
                 parquet = pq.ParquetFile(handle)
             except Exception as error:  # of Arrow, of the disk, or of the network
                 raise ToPiError(
-                    f"{file} is no whole parquet file ({_first_line(error)}): download it again"
+                    f"{file} is no whole parquet file ({_first_line(error)}): download it again; "
+                    "`topi data check FOLDER` finds all such files"
                 ) from error
             yield parquet
 
@@ -193,6 +209,22 @@ class ParquetFiles:
             ) from error
 
 
+def batched(items: Iterable, size: int) -> Iterator[list]:
+    """Lists of up to `size` items; as lazy as that allows."""
+    items = iter(items)
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+def _split_type(file: str) -> str | None:
+    """The type of all rows, where a file is of a split that has one type: anyedit-split."""
+    return edit_type(PurePosixPath(file).name.split(".")[0].split("-")[0])
+
+
+def _row(row: Mapping[str, Any], images: Mapping[str, bool]) -> Row:
+    return Row(_instruction(row), *(_encoded(row.get(name)) for name in images))
+
+
 def _encoded(image: Any) -> bytes | None:
     """Of the hub's {bytes, path}, or of plain bytes."""
     if isinstance(image, Mapping):
@@ -201,16 +233,19 @@ def _encoded(image: Any) -> bytes | None:
 
 
 def open_source(path: str | Path, revision: str | None = None) -> Source:
-    """The source at a local folder, or at a hub id (`owner/name`, or `owner/name/<glob>`).
+    """The source at a local folder or parquet file, or at a hub id.
+
+    A hub id is `owner/name`, or `owner/name/<glob>`.
 
     Raises:
         ToPiError: there is nothing of the kind, or the revision of a hub id is not pinned.
     """
     folder = Path(path)
-    if folder.is_dir():
+    if folder.is_dir() or folder.is_file():
         if lists := list(folder.rglob(LIST)):
             return TestFolder(folder, lists)
-        if files := [str(file) for file in folder.rglob("*.parquet")]:
+        files = [folder] if folder.is_file() else list(folder.rglob("*.parquet"))
+        if files := [str(f) for f in files if f.suffix == ".parquet" and f.name[0] != "."]:
             from fsspec.implementations.local import LocalFileSystem
 
             return ParquetFiles(LocalFileSystem(), files, "parquet")

@@ -15,18 +15,24 @@ from topi.errors import ToPiError
 
 #: AnyEdit-Test has so many pairs of each of its 25 types.
 PER_TYPE = 50
-#: Of larger parquet files, only the images of the first row group are looked at.
+#: Of more parquet files than this, only some images are looked at: those of the first row groups of
+#: some files, so that it takes seconds.
 READ_ALL_BELOW = 2 * 2**30  # bytes
+LOOK_INTO = 8  # files
 
 
 @dataclass
 class Findings:
-    """What was found: rows by (category, type), and what is wrong, as (where, reason)."""
+    """What was found: rows by (category, type), and what is wrong, as (where, reason).
+
+    `absent` are types that no row is of, where that need not be wrong.
+    """
 
     kind: str
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)
     looked_at: int = 0
     broken: list[tuple[str, str]] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
 
     @property
     def total(self) -> int:
@@ -34,20 +40,20 @@ class Findings:
 
 
 def check(path: str | Path, everything: bool = False) -> Findings:
-    """Look at a folder of own edits, AnyEdit-Test, or parquet files of AnyEdit.
+    """Look at a folder of own edits, AnyEdit-Test, or parquet files of AnyEdit, or one of these.
 
     Images are looked at from outside (do they begin and end as they should?); the loaders decode
     every image that they use.
 
     Args:
-        path: a local folder.
-        everything: look at all images, also in large parquet files.
+        path: a local folder, or a parquet file.
+        everything: decode all images, also those of many large parquet files.
 
     Raises:
         ToPiError: there is nothing of the kind.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not path.exists():
         raise ToPiError(f"there is no folder {path}")
     if any((path / name).is_file() for name in FILES):
         return _check_folder(path)
@@ -56,7 +62,7 @@ def check(path: str | Path, everything: bool = False) -> Findings:
     if isinstance(source, TestFolder):
         keys = source.keys()
         _count(found, keys)
-        _check_rows(found, source.rows(keys, edited=True))
+        _check_rows(found, source.rows(keys, edited=True), everything)
         for kind, category in CATEGORY.items():
             if (number := found.rows[category, kind]) != PER_TYPE:
                 found.broken.append((kind, f"{number} pairs instead of {PER_TYPE}"))
@@ -86,13 +92,14 @@ def _count(found: Findings, keys: list[Key]) -> None:
             found.rows[CATEGORY[key.known_type], key.known_type] += 1
 
 
-def _check_rows(found: Findings, rows: Iterator[tuple[Key, Row]]) -> None:
+def _check_rows(found: Findings, rows: Iterator[tuple[Key, Row]], everything: bool) -> None:
     for key, row in rows:
         found.looked_at += 1
         visual = CATEGORY.get(key.known_type) == VISUAL
         images = {"image": row.image, "edited image": row.edited}
         images |= {"second image": row.visual} if visual else {}
-        problems = [f"{n}: {p}" for n, image in images.items() if (p := damage(image, quick=True))]
+        found_of = {name: damage(image, quick=not everything) for name, image in images.items()}
+        problems = [f"{name}: {problem}" for name, problem in found_of.items() if problem]
         if not row.instruction:
             problems.append("no instruction")
         if problems:
@@ -102,16 +109,20 @@ def _check_rows(found: Findings, rows: Iterator[tuple[Key, Row]]) -> None:
 
 def _check_parquet(found: Findings, source: ParquetFiles, everything: bool) -> None:
     size = sum(source.system.size(file) for file in source.files)
-    for file in source.files:
+    every = max(len(source.files) // LOOK_INTO, 1)
+    for number, file in enumerate(source.files):
         try:
             keys = source.keys_of(file)
             _count(found, keys)
             if not everything and size > READ_ALL_BELOW:
-                keys = [key for key in keys if key.at[1] == 0]
-            _check_rows(found, source.rows(keys, edited=True))
+                keys = [key for key in keys if key.at[1] == 0 and number % every == 0]
+            _check_rows(found, source.rows(keys, edited=True), everything)
         except ToPiError as error:
             found.broken.append((Path(file).name, str(error)))
     found.broken += _missing_shards(source.files)
+    if found.rows:
+        present = {kind for _, kind in found.rows}
+        found.absent = [kind for kind in CATEGORY if kind not in present]
 
 
 def _missing_shards(files: list[str]) -> Iterator[tuple[str, str]]:

@@ -27,12 +27,17 @@ class EditFolder:
     "a.png;b.png") for models that take several references. Optional: "category" (one of CATEGORIES
     or VISUAL), "task", "edited" (the true edit) and "id" (the number of the entry otherwise).
 
+    Unlike AnyEdit's, a broken line or image is not left out: it is your own, so mend it. All broken
+    images are named by `topi data check`.
+
     Raises:
         ToPiError: the list is missing, or something in it is wrong; the message names the line.
     """
 
     def __init__(self, path: str | Path, count: int | None = None):
         self.path = Path(path)
+        if count is not None and count < 1:
+            raise ToPiError(f"count={count} must be at least 1")
         found = [self.path / name for name in FILES if (self.path / name).is_file()]
         if not found:
             raise ToPiError(
@@ -111,6 +116,9 @@ def _jsonl(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _csv(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(_text(file)), strict=True)
     try:
+        if len(header := reader.fieldnames or ["image"]) == 1 and ";" in header[0]:
+            raise ToPiError(f"{file}: separate the columns by commas, not by semicolons")
+        reader.fieldnames = [str(name).strip().lower() for name in header]
         for row in reader:
             where = f"{file}, line {reader.line_num}"
             if None in row:
@@ -128,7 +136,7 @@ def _entry(number: int, entry: dict[str, Any], where: str) -> dict[str, Any]:
     if unknown := sorted(set(entry) - set(COLUMNS)):
         raise ToPiError(f"{where} has {unknown[0]!r}; known are {', '.join(COLUMNS)}")
     for key in ("image", "instruction"):
-        if not entry.get(key):
+        if not entry.get(key) or not str(entry[key]).strip():
             raise ToPiError(f'{where} has no "{key}"')
     images = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
     texts = [*images, *(v for k, v in entry.items() if k not in ("image", "id"))]

@@ -2,21 +2,21 @@
 
 import io
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 #: What a complete file ends with, by format.
 _ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 
 
 def read_rgb(content: bytes) -> Image.Image:
-    """Decode an image to RGB.
+    """Decode an image to RGB, the way up that its camera says.
 
     Raises:
         ValueError: it cannot be decoded; the message says why.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except UnidentifiedImageError as error:
         raise ValueError("not an image") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -122,7 +122,10 @@ class Editor:
         if not references:
             raise ToPiError(f"sample {sample.id} has no reference image")
         if self.config.kind == "kontext":
-            return [side_by_side(references)]
+            picture = side_by_side(references)
+            own = self.config.source == "hub" or sample.size is not None
+            # The pipeline brings what it gets to about one megapixel; the same for small models.
+            return [picture if own else _of_area(picture, self.config.height * self.config.width)]
         if self.config.kind not in SEVERAL and len(references) > 1:
             raise ToPiError(
                 f"sample {sample.id} has {len(references)} references but {self.name} takes one; "
@@ -282,6 +285,13 @@ def _place(pipe: DiffusionPipeline, config: ModelConfig) -> None:
         pipe.enable_sequential_cpu_offload(device=device)
     else:
         pipe.to(device)
+
+
+def _of_area(image: Image.Image, pixels: int) -> Image.Image:
+    """The image at about so many pixels, both sides multiples of eight."""
+    scale = (pixels / (image.width * image.height)) ** 0.5
+    size = tuple(max(8 * round(side * scale / 8), 8) for side in image.size)
+    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _readable(image: Image.Image, sample: str) -> Image.Image:
