@@ -1,6 +1,6 @@
 """Figure 7: the tokens kept at each anchor; cells of `experiment=fig7`."""
 
-from topi.report.script import draw
+from topi.draw import draw
 
 if __name__ == "__main__":
     draw(__doc__, figures=("fig7",))

@@ -1,6 +1,6 @@
 """Quality and speed over the number of references; `experiment=references`."""
 
-from topi.report.script import draw
+from topi.draw import draw
 
 if __name__ == "__main__":
     draw(__doc__, figures=("references",), tables=("references",))

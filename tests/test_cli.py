@@ -1,5 +1,6 @@
 """The `topi` command."""
 
+import json
 import subprocess
 import sys
 
@@ -7,6 +8,8 @@ import pytest
 from PIL import Image
 
 from topi import cli
+from topi.checked import checked_store
+from topi.errors import ToPiError
 from topi.results import Store
 
 ABOUT = {"model": "m", "count": 2, "git": None, "versions": {}, "device": {}}
@@ -31,6 +34,32 @@ def test_status_lists_cells_with_their_state(store, capsys, monkeypatch):
     assert lines[1] == ["m", "done", "1/2", "complete", "m-done"]
     assert lines[2] == ["m", "cut", "1/2", "partial", "1/2", "m-cut"]
     assert lines[3][3:] == ["failed:", "out", "of", "luck", "[again]", "m-broken"]
+
+
+@pytest.mark.parametrize("command", ["report", "leaderboard", "export"])
+def test_results_on_other_samples_are_not_shown(tmp_path, capsys, command):
+    """Each reads the store only after a look at what its cells rest on."""
+    cell = Store(tmp_path / "results").cell("m-other")
+    data = {"name": "mini_edit", "split": "evaluation", "size": 64}
+    about = {"data": "0123456789abcdef", "config": {"data": data}, "label": "other", "full": {}}
+    cell.start({**ABOUT, **about, "key": cell.key, "weights": "w", "created": "2026-01-04"})
+    cell.add_row({"sample": "a"}, Image.new("RGB", (8, 8)), None)
+    cell.finish()
+    out = [] if command == "leaderboard" else ["--out", str(tmp_path / "out")]
+    assert cli.main([command, "--store", str(tmp_path / "results"), *out]) == 1
+    assert "m-other was computed on other samples than MiniEdit" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_probes_on_other_samples_are_not_shown(tmp_path):
+    config = {"data": {"name": "mini_edit", "split": "evaluation", "size": 64}}
+    told = {"model": "m", "weights": "w", "count": 0, "created": "2026-01-01", "key": "m-1"}
+    folder = tmp_path / "probe" / "m-1"
+    folder.mkdir(parents=True)
+    text = json.dumps({"schema": 1, **told, "data": "0123456789abcdef", "config": config})
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(ToPiError, match="m-1 was computed on other samples"):
+        checked_store(tmp_path)
 
 
 def test_status_of_nothing(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The sweeps of the paper: each has the cells that its artefact shows, and no others."""
 
+import hashlib
 import re
 from collections import Counter
 from functools import cache
@@ -13,6 +14,7 @@ from topi.compose import composed
 from topi.config import ConfigError, read_config
 from topi.experiment import build_method, check, label_of, run
 from topi.methods import CACHES, METHODS
+from topi.models.standin import weights_file
 from topi.report.artefacts import CURVES, FIG5, FIG10, FIG11, OURS, SHEETS, TEACACHE, all_labels
 from topi.report.ours import EQUAL_COUNT
 from topi.report.paper import NEEDS
@@ -20,6 +22,7 @@ from topi.report.pareto import family
 from topi.report.references import METHODS as COMPARED
 from topi.report.suite import identity
 from topi.results import Store
+from topi.results.probe import load_probes
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = {"table1": 30, "table2": 7, "table3": 3, "table4": 2, "table5": 9, "table7": 1}
@@ -210,3 +213,15 @@ def test_one_script_runs_every_experiment_of_the_stand_ins():
     script = (ROOT / "experiments/reproduce.sh").read_text()
     names = {path.stem for path in (ROOT / "conf/experiment").glob("*.yaml")} - {"demo", "smoke"}
     assert {name for name in names if not re.search(rf"\b{name}\b", script)} == set()
+
+
+def test_committed_results_are_of_the_shipped_weights():
+    """Whoever ships new weights measures them: `experiments/reproduce.sh`."""
+    store = Store(ROOT / "experiments/results")
+    cells = {(cell.model, cell.manifest["weights"]) for cell in store.load_cells()}
+    cells |= {(p.manifest["model"], p.manifest["weights"]) for p in load_probes(store.root)}
+    several = {"qwen_plus_standin": "qwen_standin"}
+    for model, weights in cells:
+        file = weights_file(several.get(model, model))
+        assert hashlib.sha256(file.read_bytes()).hexdigest().startswith(weights), model
+    assert {model for model, _ in cells} == {"kontext_standin", "qwen_standin", *several}

@@ -83,13 +83,10 @@ def _status(cell: "Cell") -> tuple[str, str, str, str, str, str]:
 
 def report(parsed: argparse.Namespace) -> None:
     """Print the tables, and write them with figures and one page."""
-    from topi.data.results_check import check_result
+    from topi.checked import checked_store
     from topi.report import build
-    from topi.results import Store
 
-    cells = Store(parsed.store).load_cells(tidy=True)
-    for cell in {cell.settings: cell for cell in cells}.values():
-        check_result(cell.manifest)
+    checked_store(parsed.store, tidy=True)
     build(parsed.store, parsed.out)
     if parsed.wandb:
         from topi.report.wandb_report import publish
@@ -99,10 +96,10 @@ def report(parsed: argparse.Namespace) -> None:
 
 def leaderboard(parsed: argparse.Namespace) -> None:
     """Rank every method of a store at equal speed, and say which to use; also into a README."""
+    from topi.checked import checked_store
     from topi.report.leaderboard import block, write_block
-    from topi.results import Store
 
-    text = block(Store(parsed.store))
+    text = block(checked_store(parsed.store))
     if parsed.into is None:
         print(text)
     else:
@@ -119,8 +116,10 @@ def compact(parsed: argparse.Namespace) -> None:
 
 def export(parsed: argparse.Namespace) -> None:
     """Copy what the paper's artefacts need into a small store that can be committed."""
+    from topi.checked import checked_store
     from topi.report.export import export
 
+    checked_store(parsed.store)
     print(export(parsed.store, parsed.out))
 
 

@@ -5,9 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from topi.checked import checked_store
+from topi.errors import ToPiError
 from topi.report.paper import build_figures, build_tables, write_tables
 from topi.report.suite import suites
-from topi.results.store import Store
 
 
 def draw(about: str, figures: Sequence[str] = (), tables: Sequence[str] = ()) -> None:
@@ -24,7 +25,10 @@ def draw(about: str, figures: Sequence[str] = (), tables: Sequence[str] = ()) ->
     parser.add_argument("--store", type=Path, default=Path("results"), help="default: results")
     parser.add_argument("--out", type=Path, default=Path("report"), help="default: report")
     options = parser.parse_args()
-    store = Store(options.store)
+    try:
+        store = checked_store(options.store)
+    except ToPiError as error:
+        raise SystemExit(str(error)) from error
     found = suites(store)
     drawn, missing = build_figures(store, found, options.out / "figures", figures)
     written = write_tables(build_tables(store, found, tables), options.out / "tables")
