@@ -160,7 +160,7 @@ def calibrate(
         )
         write_calibration(out, calibration)
         if ship:
-            evaluation.ship(calibration, study.editor.calibration_file.parent)
+            evaluation.ship(calibration, study.editor.calibration_file)
     return calibration, out
 
 

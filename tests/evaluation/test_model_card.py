@@ -1,6 +1,7 @@
 """Held-out quality, calibration and the model card, on an untrained stand-in of three layers."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -122,21 +123,40 @@ def test_measured_card_is_complete(card, editor):
     assert editor.transformer.config["representative_layers"] == card["calibration"]["layers"]
 
 
-def test_card_is_written_beside_the_weights(card, calibration, editor, tmp_path):
+def test_card_is_written_beside_the_weights(card, editor, tmp_path):
     (tmp_path / "recipe.json").write_text(json.dumps(RECIPE))
-    (tmp_path / "config.json").write_text(json.dumps({"num_layers": 1}))
     grid = model_card.picture_grid(editor, card["shown"])
-    model_card.write(card, calibration, grid, tmp_path)
+    model_card.write(card, grid, tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "not the weights" in text and "{{" not in text and "{%" not in text
     assert "- Run 1: from scratch; 1 minute. `python`\n- Run 2" in text
     for table_row in ("| camera_move |", "| tau=0.85 |", "| random, redrawn at anchors |"):
         assert table_row in text
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config == {"num_layers": 1, "representative_layers": list(calibration.layers)}
-    assert read_calibration(tmp_path / "calibration.json") == calibration
     assert Image.open(tmp_path / "edits.png").size == (6 * (3 * 64 + 8), 4 * 72)
     assert json.loads((tmp_path / "card.json").read_text())["quality"]["samples"] == 8
+
+
+@pytest.mark.parametrize("name", ["calibration.json", "calibration_second.json"])
+def test_what_was_calibrated_before_is_taken(calibration, tmp_path, monkeypatch, name):
+    """If it is of these weights and as many samples; only a model's own set is the library's."""
+    fingerprints = ["of_others", calibration.origin["weights"]]
+    measured = []
+    monkeypatch.setattr(model_card, "calibrate", lambda *a, **k: measured.append(1) or calibration)
+    (tmp_path / "config.json").write_text(json.dumps({"num_layers": 1}))
+    for fingerprint in fingerprints:  # the first one finds no file, the second its own
+        editor = SimpleNamespace(
+            calibration_file=tmp_path / name, fingerprint=lambda f=fingerprint: f
+        )
+        assert model_card.calibrated(editor, MiniEdit("calibration", 64, 4)) == calibration
+    assert len(measured) == 1
+    assert read_calibration(tmp_path / name) == calibration
+    config = json.loads((tmp_path / "config.json").read_text())
+    own = {"representative_layers": list(calibration.layers)}
+    assert config == {"num_layers": 1} | (own if name == "calibration.json" else {})
+    model_card.calibrated(editor, MiniEdit("calibration", 64, 5))
+    editor.fingerprint = lambda: "of others again"
+    model_card.calibrated(editor, MiniEdit("calibration", 64, 4))
+    assert len(measured) == 3  # more samples, and other weights
 
 
 class Perfect:

@@ -126,3 +126,15 @@ def test_offload_without_gpu_is_refused():
 def test_config_defaults_are_the_papers():
     config = ModelConfig("m", "kontext", "tiny", steps=1, height=64, width=64)
     assert config.front_layers == 10
+
+
+def test_two_models_of_the_same_weights_have_a_calibration_each():
+    files = {
+        name: load_editor(
+            dict(name=name, kind=kind, options={"weights": "qwen_standin"}, **TINY)
+            | {"source": "standin"}
+        ).calibration_file
+        for name, kind in (("qwen_standin", "qwen_edit"), ("plus", "qwen_edit_plus"))
+    }
+    assert [file.name for file in files.values()] == ["calibration.json", "calibration_plus.json"]
+    assert len({file.parent for file in files.values()}) == 1

@@ -107,16 +107,20 @@ def stability(
     return Stability(subsets, seed, same / subsets, tuple((counts / subsets).tolist()))
 
 
-def ship(calibration: Calibration, folder: Path) -> None:
-    """Put a calibration beside the weights it is of: calibration.json, and in config.json its set.
+def ship(calibration: Calibration, file: Path) -> None:
+    """Put a calibration beside the weights it is of, and the set of their own model in config.json.
 
     `layers=representative` reads the first, the library (`ToPi()(pipe)`) the second.
+
+    Args:
+        file: `Editor.calibration_file`.
     """
-    write_calibration(folder / "calibration.json", calibration)
-    config = folder / "config.json"
-    settings = json.loads(config.read_text())
-    settings["representative_layers"] = list(calibration.layers)
-    files.write_json(config, settings)
+    write_calibration(file, calibration)
+    if file.name == "calibration.json":
+        config = file.with_name("config.json")
+        settings = json.loads(config.read_text())
+        settings["representative_layers"] = list(calibration.layers)
+        files.write_json(config, settings)
 
 
 def _curves(rows: Sequence[Row], top: int) -> Curves:

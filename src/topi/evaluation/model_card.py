@@ -19,12 +19,13 @@ from topi.data import CATEGORIES, EditSample, MiniEdit
 from topi.data.edit_check import check_edit, check_taken
 from topi.data.mini_edit import label as shape_label
 from topi.data.mini_edit_plus import EDITS, MiniEditPlus
+from topi.errors import ToPiError
 from topi.evaluation.calibration import calibrate, ship
 from topi.evaluation.held_out import held_out_rows, psnr
 from topi.methods import make_method
 from topi.models.editor import Editor, load_editor
 from topi.models.standin import weights_folder
-from topi.results.calibration import CONCENTRATED, CONSISTENT, Calibration
+from topi.results.calibration import CONCENTRATED, CONSISTENT, Calibration, read_calibration
 
 TAUS = (0.8, 0.85, 0.9, 0.95)
 #: What keeps half of the reference tokens, and how: the paper's score, its ablations, the floors.
@@ -437,8 +438,8 @@ def render(card: Mapping, recipe: Mapping, curves: bool = False) -> str:
     )
 
 
-def write(card: Mapping, calibration: Calibration, grid: Image.Image, folder: Path) -> None:
-    """card.json, README.md, edits.png and the calibration beside the weights.
+def write(card: Mapping, grid: Image.Image, folder: Path) -> None:
+    """card.json, README.md and edits.png beside the weights.
 
     The recipe of the training run is read from `folder/recipe.json`.
     """
@@ -447,7 +448,23 @@ def write(card: Mapping, calibration: Calibration, grid: Image.Image, folder: Pa
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     curves = (folder / "curves.png").exists()
     (folder / "README.md").write_text(render(card, recipe, curves))
-    ship(calibration, folder)
+
+
+def calibrated(editor: Editor, data: MiniEdit) -> Calibration:
+    """The shipped calibration if it is of these weights and as many samples, else a new one.
+
+    `topi calibrate --ship` writes it too, and can be resumed.
+    """
+    file = editor.calibration_file
+    try:
+        found = read_calibration(file)
+        if found.overall.samples >= len(data) and found.layers_for(editor.fingerprint()):
+            return found
+    except ToPiError:
+        pass  # there is none, or it is of other weights
+    found = calibrate(editor, data, more={"data": data.fingerprint()})
+    ship(found, file)
+    return found
 
 
 def _editor(model: str) -> Editor:
@@ -465,17 +482,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=32, help="samples for pruning")
     args = parser.parse_args(argv)
     editor = _editor(args.model)
-    data = MiniEdit("calibration", editor.config.height, args.calibration)
-    calibration = calibrate(editor, data, more={"data": data.fingerprint()})
+    size, folder = editor.config.height, weights_folder(args.model)
+    calibration = calibrated(editor, MiniEdit("calibration", size, args.calibration))
     card = measure(editor, calibration, args.held_out, args.samples)
-    folder = weights_folder(args.model)
     if several := SEVERAL.get(args.model):
         plus = _editor(several)
         card["two_references"] = two_references(plus, args.held_out // 4)
+        data = MiniEditPlus("calibration", size, args.calibration)
+        card["two_references"]["calibration"] = attention(calibrated(plus, data))
         two_reference_grid(plus).save(folder / "two_references.png", optimize=True)
         recorded_edits(plus).save(recording(several, folder), optimize=True)
     recorded_edits(editor).save(recording(args.model, folder), optimize=True)
-    write(card, calibration, picture_grid(editor, card["shown"]), folder)
+    write(card, picture_grid(editor, card["shown"]), folder)
     print(f"wrote {folder / 'README.md'}")
 
 

@@ -105,12 +105,17 @@ class Editor:
 
     @property
     def calibration_file(self) -> Path | None:
-        """Where a calibration that is shipped with the weights lies; None if nothing is shipped."""
+        """Where a calibration that is shipped with the weights lies; None if nothing is shipped.
+
+        A second model of the same weights has one of its own.
+        """
         if self.config.source != "standin":
             return None
         from topi.models.standin import weights_folder
 
-        return weights_folder(self.config.options.get("weights", self.name)) / "calibration.json"
+        weights = self.config.options.get("weights", self.name)
+        own = "" if weights == self.name else f"_{self.name}"
+        return weights_folder(weights) / f"calibration{own}.json"
 
     def references(self, sample: EditSample) -> list[Image.Image]:
         """The pictures that the pipeline gets: one for Kontext, where several go side by side.
