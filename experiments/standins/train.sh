@@ -3,10 +3,12 @@
 # usage: experiments/standins/train.sh [schedule] [factor schedule]
 #        (gpu | cpu | smoke | none: the study alone; study | study_cpu | smoke)
 # Every step goes on where it was stopped; run it again until it says nothing more.
+# shellcheck disable=SC2086
 set -eu
 schedule=${1:-gpu}
 study=${2:-study}
 hardware=${HARDWARE:-an unnamed machine}
+workers=${WORKERS:+workers=$WORKERS}
 python=${PYTHON:-.venv/bin/python}
 
 models="kontext_standin qwen_standin"
@@ -14,20 +16,19 @@ test "$schedule" != none || models=
 for model in $models; do
     data=mini_edit
     test "$model" = kontext_standin || data=mini_edit_plus
-    "$python" -m topi.training model=$model data=$data schedule="$schedule" workers="${WORKERS:-1}" \
+    "$python" -m topi.training model=$model data=$data schedule="$schedule" $workers \
         hardware="'$hardware'" ship="${SHIP:-true}"
     test "${SHIP:-true}" = false || "$python" -m topi.evaluation.model_card $model
 done
 
 runs=
 for factor in none no_copy_head wide_copy_head conv_latents moved_references moving_content irrelevant_content fine_grid deeper longer; do
-    "$python" -m topi.training factor=$factor schedule="$study" workers="${WORKERS:-1}" \
+    "$python" -m topi.training factor=$factor schedule="$study" $workers \
         out=results/redundancy/$factor hardware="'$hardware'"
     runs="$runs results/redundancy/$factor"
 done
-"$python" -m topi.training schedule="$study" workers="${WORKERS:-1}" seed=1 \
+"$python" -m topi.training schedule="$study" $workers seed=1 \
     out=results/redundancy/another_seed hardware="'$hardware'" # how far two equal runs are apart
-# shellcheck disable=SC2086
 "$python" -m topi.evaluation.redundancy $runs results/redundancy/another_seed \
     --out results/redundancy/measured --samples "${SAMPLES:-48}" --size "${SIZE:-96}"
 "$python" -m topi.report.redundancy results/redundancy/measured/none.json results/redundancy/measured/*.json

@@ -154,6 +154,17 @@ def test_an_editor_of_conv_latents_brings_its_own_autoencoder(train):
     assert kept.stat().st_mtime_ns == before
 
 
+def test_other_shapes_and_two_references_are_validated_too(train):
+    phase = "{sizes: [[48, 48], [48, 64]], batch: 1, steps: 1, lr: 1e-4, references: target}"
+    out = train("qwen_edit", "out", f"phases=[{phase}]", "data=mini_edit_plus")
+    logged = pd.read_csv(out / "curves.csv")
+    assert {"psnr_local_edit", "psnr_other_shape", "psnr_two_references"} <= set(logged.columns)
+    names = {file.stem for file in out.glob("samples-0-*.png")}
+    assert names == {f"samples-0-000001{k}" for k in ("", "-other_shape", "-two_references")}
+    wide = Image.open(out / "samples-0-000001-two_references.png")
+    assert wide.width == 6 * (2 * 48 + 2 * 48)  # two references, the edit and the true one
+
+
 def test_noise_levels_are_those_of_the_phase(train, monkeypatch):
     drawn = []
 

@@ -135,6 +135,19 @@ def test_validation_holds_every_category_equally():
     assert [batch.categories.count(c) for c in dict.fromkeys(batch.categories)] == [6, 6, 6, 6]
 
 
+def test_validation_has_other_shapes_and_two_references_if_training_does():
+    draw = Draw([(64, 64), (64, 72), (48, 64, 64, 72)], 1, KONTEXT)
+    first, other = validation_batches(draw, count=8)
+    assert (first.name, first.edited.shape[:3]) == ("", (8, 64, 64))
+    assert (other.name, other.edited.shape[:3]) == ("other_shape", (4, 48, 64))
+    assert other.references[0].shape[1:3] == (64, 72)
+    draw = Draw([(64, 64), (64, 64)], 1, QWEN, plus=0.25)
+    first, two = validation_batches(draw, count=8)
+    assert first.name == "" and len(first.references) == 1
+    assert two.name == "two_references" and [len(r) for r in two.references] == [4, 4]
+    assert all("second image" in prompt for prompt in two.prompts)
+
+
 def test_batches_with_two_references():
     draw = Draw([(104, 152)], 2, QWEN, plus=0.5)
     counts = [len(draw_batch(draw, step).references) for step in range(8)]

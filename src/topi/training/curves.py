@@ -16,6 +16,7 @@ import seaborn as sns
 from topi.data import CATEGORIES
 from topi.models.standin import weights_folder
 
+FURTHER = ("other_shape", "two_references")  # batches for validation
 SMOOTH = 10  # logged values in the running mean of the loss
 
 
@@ -30,12 +31,11 @@ def draw_curves(curves: pd.DataFrame, path: Path) -> None:
         smooth = phases["v_mse"].transform(lambda v: v.dropna().rolling(SMOOTH, 1).mean())
         loss.plot(at, smooth, color="black", linewidth=0.8)
         loss.set(xlabel="step", ylabel=f"velocity MSE (mean of {SMOOTH})", yscale="log")
-        for category, colour in zip(CATEGORIES, sns.color_palette("colorblind"), strict=False):
-            seen = curves[f"psnr_{category}"].notna()
-            label = category.replace("_", " ")
-            psnr.plot(
-                at[seen], curves.loc[seen, f"psnr_{category}"], "o-", ms=3, c=colour, label=label
-            )
+        shown = [name for name in (*CATEGORIES, *FURTHER) if f"psnr_{name}" in curves]
+        for name, colour in zip(shown, sns.color_palette("colorblind"), strict=False):
+            column = curves[f"psnr_{name}"]
+            seen, label = column.notna(), name.replace("_", " ")
+            psnr.plot(at[seen], column[seen], "o-", ms=3, c=colour, label=label)
         psnr.set(xlabel="step", ylabel="PSNR to the true edit (dB)")
         psnr.legend(fontsize=7, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
         for axis in (loss, psnr):

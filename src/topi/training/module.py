@@ -204,8 +204,8 @@ class EditorTraining(L.LightningModule):
         images = self.edit(batch, VALIDATION_STEPS)
         error = (images - to_signed(batch.edited.to(images.device))).square().mean((1, 2, 3)) / 4
         psnr = -10 * torch.log10(error)
-        parts = {}
-        for category in CATEGORIES:
+        parts = {f"psnr_{batch.name}": psnr.mean().item()} if batch.name else {}
+        for category in () if batch.name else CATEGORIES:
             chosen = [k for k, c in enumerate(batch.categories) if c == category]
             if chosen:
                 parts[f"psnr_{category}"] = psnr[chosen].mean().item()
@@ -214,12 +214,13 @@ class EditorTraining(L.LightningModule):
             f"[phase {self.index}, step {self.global_step}, {minutes:.1f} min] "
             + "  ".join(f"{k} {v:.2f}" for k, v in parts.items())
         )
-        self.log_dict(parts, batch_size=len(batch.prompts))
+        self.log_dict(parts, batch_size=len(batch.prompts), add_dataloader_idx=False)
         grid = sample_grid(batch, images)
-        grid.save(self.out / f"samples-{self.index}-{self.global_step:06d}.png")
+        name = f"-{batch.name}" if batch.name else ""
+        grid.save(self.out / f"samples-{self.index}-{self.global_step:06d}{name}.png")
         for logger in self.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_image("samples", [grid], step=self.global_step)
+                logger.log_image(f"samples{name}", [grid], step=self.global_step)
 
 
 def to_signed(images: Tensor) -> Tensor:
@@ -228,12 +229,15 @@ def to_signed(images: Tensor) -> Tensor:
 
 
 def sample_grid(batch: Batch, images: Tensor, columns: int = 6) -> Image.Image:
-    """First reference | edited | true edit of each sample, `columns` samples per row."""
+    """References, at the height of the target | edited | true edit; `columns` samples per row."""
     edited = ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu()
-    before = batch.references[0].cpu().permute(0, 3, 1, 2).float()
-    before = nn.functional.interpolate(before, edited.shape[1:3], mode="nearest")
-    before = before.byte().permute(0, 2, 3, 1)
-    cells = torch.cat([before, edited, batch.edited.cpu()], 2)
+    height = edited.shape[1]
+    parts = []
+    for shown in batch.references:
+        size = (height, round(shown.shape[2] * height / shown.shape[1]))
+        resized = nn.functional.interpolate(shown.cpu().permute(0, 3, 1, 2).float(), size)
+        parts.append(resized.byte().permute(0, 2, 3, 1))
+    cells = torch.cat([*parts, edited, batch.edited.cpu()], 2)
     missing = -len(cells) % columns
     cells = torch.cat([cells, cells.new_full((missing, *cells.shape[1:]), 255)])
     rows = cells.reshape(-1, columns, *cells.shape[1:]).permute(0, 2, 1, 3, 4)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from topi.data import CATEGORIES
 from topi.data.mini_edit import draw_pair, train_task
+from topi.data.mini_edit_plus import draw_plus
 from topi.data.scene import random_scene
 from topi.data.tasks import to_uint8
 
@@ -27,6 +28,8 @@ class Batch:
     edited: Tensor
     prompts: list[str]
     categories: list[str]
+    name: str = ""
+    """Of a batch for validation, if it is not the first."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,6 @@ def _draw(
     several: bool, index: int, size: Size
 ) -> tuple[tuple[np.ndarray, ...], np.ndarray, str, str]:
     if several:
-        from topi.data.mini_edit_plus import draw_plus
-
         first, second, after, prompt, category, _ = draw_plus("train", index, size)
         return (first, second), after, prompt, category
     before, after, prompt, category, _ = draw_pair("train", index, size)
@@ -182,19 +183,34 @@ def loader(draw: Draw, offset: int, start: int, workers: int) -> DataLoader:
 
 
 def validation_batches(draw: Draw, count: int = 24) -> list[Batch]:
-    """Calibration samples of the first size, by category, in one batch.
+    """Calibration samples: of the first size, by category; of the last; with two references.
 
-    Unrelated scenes stand beside their references if they do in most of the training.
+    The second and third are half as many, and there if the phase has further sizes and batches
+    with two references. Unrelated scenes stand beside references if they do in most of the
+    training.
     """
-    size, shown_size = draw.shape(0)
-    pairs = [draw_pair("calibration", k, size) for k in range(count)]
+    batches = [_held_out(draw, 0, count)]
+    if len({draw.shape(k) for k in range(len(draw.sizes))}) > 1:
+        batches.append(_held_out(draw, len(draw.sizes) - 1, count // 2, "other_shape"))
+    if draw.plus:
+        batches.append(_held_out(draw, 0, count // 2, "two_references"))
+    return batches
+
+
+def _held_out(draw: Draw, number: int, count: int, name: str = "") -> Batch:
+    size, shown_size = draw.shape(number)
     size, shown_size = (enlarged(s, draw.enlarge) for s in (size, shown_size))
-    pairs.sort(key=lambda p: CATEGORIES.index(p[3]))
-    before, after, prompts, categories, _ = zip(*pairs, strict=True)
-    shown = [resized(b, draw.reference_size(shown_size)) for b in before]
+    several = name == "two_references"
+    drawn = draw_plus if several else draw_pair
+    small = draw.shape(number)[0]
+    samples = [drawn("calibration", k, small) for k in range(count)]
+    if not several:
+        samples.sort(key=lambda sample: CATEGORIES.index(sample[3]))
+    *before, after, prompts, categories, _ = zip(*samples, strict=True)
+    seen = draw.reference_size(shown_size)
+    shown = [[resized(image, seen) for image in images] for images in before]
     if draw.beside > 0.5:
         rng = np.random.default_rng(draw.seed)
-        shown = [beside_another(image, rng) for image in shown]
-    references = stacked(shown)
-    edited = stacked([resized(a, size) for a in after])
-    return [Batch((references,), edited, list(prompts), list(categories))]
+        shown = [[beside_another(image, rng) for image in images] for images in shown]
+    edited = stacked([resized(image, size) for image in after])
+    return Batch(tuple(map(stacked, shown)), edited, list(prompts), list(categories), name)
