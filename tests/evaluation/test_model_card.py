@@ -130,6 +130,9 @@ def test_card_is_written_beside_the_weights(card, editor, tmp_path):
     text = (tmp_path / "README.md").read_text()
     assert "not the weights" in text and "{{" not in text and "{%" not in text
     assert "- Run 1: from scratch; 1 minute. `python`\n- Run 2" in text
+    assert "What they show" not in text
+    (tmp_path / "remarks.md").write_text("a blob in place of a new boat.\n")
+    assert "What they show: a blob in place of a new boat.\n" in model_card.rendered(tmp_path)
     for table_row in ("| camera_move |", "| tau=0.85 |", "| random, redrawn at anchors |"):
         assert table_row in text
     assert Image.open(tmp_path / "edits.png").size == (6 * (3 * 64 + 8), 4 * 72)

@@ -421,11 +421,12 @@ def _grid(rows: Sequence[Sequence[Sequence[Image.Image]]]) -> Image.Image:
     return Image.fromarray(np.concatenate(lines).astype(np.uint8))
 
 
-def render(card: Mapping, recipe: Mapping, curves: bool = False) -> str:
+def render(card: Mapping, recipe: Mapping, curves: bool = False, remarks: str = "") -> str:
     """The card as Markdown, from `measure` and the recipe of the training run.
 
     Args:
         curves: show the learning curves that lie beside it.
+        remarks: what somebody saw who looked at the pictures.
     """
     templates = Environment(
         loader=PackageLoader("topi.evaluation"),
@@ -434,20 +435,32 @@ def render(card: Mapping, recipe: Mapping, curves: bool = False) -> str:
         lstrip_blocks=True,
     )
     return templates.get_template("model_card.md.j2").render(
-        card=card, recipe=recipe, curves=curves, bars=bars(card), beside=beside_the_paper(card)
+        card=card,
+        recipe=recipe,
+        curves=curves,
+        remarks=remarks.strip(),
+        bars=bars(card),
+        beside=beside_the_paper(card),
     )
 
 
 def write(card: Mapping, grid: Image.Image, folder: Path) -> None:
-    """card.json, README.md and edits.png beside the weights.
-
-    The recipe of the training run is read from `folder/recipe.json`.
-    """
+    """card.json, README.md and edits.png beside the weights."""
     grid.save(folder / "edits.png", optimize=True)
-    recipe = json.loads((folder / "recipe.json").read_text())
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
-    curves = (folder / "curves.png").exists()
-    (folder / "README.md").write_text(render(card, recipe, curves))
+    (folder / "README.md").write_text(rendered(folder))
+
+
+def rendered(folder: Path) -> str:
+    """The card as Markdown, from what lies beside the weights.
+
+    These are card.json, the recipe of the training run, and `remarks.md`, written by hand, if there
+    are such.
+    """
+    card, recipe = (json.loads((folder / f"{n}.json").read_text()) for n in ("card", "recipe"))
+    remarks = folder / "remarks.md"
+    seen = remarks.read_text() if remarks.exists() else ""
+    return render(card, recipe, (folder / "curves.png").exists(), seen)
 
 
 def calibrated(editor: Editor, data: MiniEdit) -> Calibration:
