@@ -17,6 +17,8 @@ models() {
     local jobs=() model
     for model in ${both/,/ }; do
         (
+            topi calibrate "model=$model" --ship
+            test "$model" != qwen_standin || topi calibrate model=qwen_plus_standin data=mini_edit_plus --ship
             python -m topi.evaluation.model_card "$model"
             topi fit-cache "model=$model" --ship
             topi probe size=small "model=$model"
