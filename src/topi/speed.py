@@ -226,11 +226,9 @@ def picture(references: int, model: Any) -> "EditSample":
     from topi.data import EditSample, MiniEdit
 
     drawn = MiniEdit()[0]
-    size = (model.width, model.height)
-    pictures = (drawn.references[0].resize(size),) * references
-    return EditSample(
-        f"drawn-{references}", drawn.category, drawn.task, drawn.instruction, pictures
-    )
+    pictures = (drawn.references[0].resize((model.width, model.height)),) * references
+    told = (drawn.category, drawn.task, drawn.instruction)
+    return EditSample(f"drawn-{references}", *told, pictures, size=(model.height, model.width))
 
 
 def variants_of(
