@@ -87,6 +87,18 @@ def test_calibration_is_stratified_and_disjoint(test_folder, tmp_path):
     assert len(load(root, tmp_path, calibration=0)) == 18 * 14
 
 
+def test_fewer_pairs_than_asked_for_are_told_with_the_reason(test_folder, tmp_path, caplog):
+    root = test_folder({"add": 12, "remove": 12})
+    with caplog.at_level(logging.WARNING):
+        load(root, tmp_path, per_type=12, calibration=8)
+    for kind in ("add", "remove"):
+        assert f"11 of 12 pairs of {kind}, 1 more are for calibration" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        load(root, tmp_path, per_type=20, calibration=0)
+    assert "12 of 20 pairs of add\n" in caplog.text
+
+
 def test_images_of_calibration_pairs_are_not_evaluated(test_folder, tmp_path):
     root = test_folder({"remove": 6, "add": 6})
     for kind in ("add", "remove"):  # the last of each is for calibration; the same image again

@@ -232,7 +232,9 @@ def select(
         rest = [key for key in keys if key.at not in looked_at]
         shown[name] = usable(rest, per_type, "evaluation", taken)
         if per_type and 0 < len(shown[name]) < per_type:
-            log.warning("%s: %d of %d pairs of %s", source.name, len(shown[name]), per_type, name)
+            apart = f", {len(kept[name])} more are for calibration" if kept.get(name) else ""
+            found = (len(shown[name]), per_type, name, apart)
+            log.warning("%s: %d of %d pairs of %s%s", source.name, *found)
     return [*_stratified(kept, groups), *_stratified(shown, groups)], skipped
 
 
