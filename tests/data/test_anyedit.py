@@ -266,6 +266,9 @@ def test_one_image_may_have_several_edits(parquet, tmp_path, encoded):
     data = load(parquet("train.parquet", rows).parent, tmp_path, calibration=0)
     assert ids(data) == [f"anyedit-add-add_000{n}" for n in ("0", "0-2", "2")]
     assert [data[i].instruction for i in range(2)] == ["do add 0", "do add 1"]
+    rows[2]["image_id"] = "add_0000-2"  # as the second edit was called
+    data = load(parquet("other.parquet", rows), tmp_path, calibration=0)
+    assert ids(data) == [f"anyedit-add-add_0000{n}" for n in ("", "-2", "-2-2")]
 
 
 @pytest.mark.parametrize("name", [["a.png"], {"a": 1}, 7, "x" * 5000, "a\0b", "."])

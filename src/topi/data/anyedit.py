@@ -183,7 +183,7 @@ def select(
     groups = (VISUAL,) if visual else CATEGORIES
     by_type: dict[str, list[Key]] = {name: [] for g in groups for name in types_of(g)}
     skipped: list[dict[str, str]] = []
-    seen: Counter[str] = Counter()
+    names: set[tuple[str, str]] = set()
     edits: set[tuple] = set()
     looked_at: set[tuple] = set()
     for key in sorted(source.keys(by_type), key=lambda k: (k.id, k.at)):
@@ -191,10 +191,12 @@ def select(
             skipped.append(_skip(key, f"unknown edit type {key.type!r}"))
         elif key.known_type in by_type:
             # One image may have several edits of a type.
-            seen[name := f"{key.known_type}-{key.id}"] += 1
-            if seen[name] > 1:
-                key = replace(key, id=f"{key.id}-{seen[name]}")
-            by_type[key.known_type].append(key)
+            name, number = key.id, 1
+            while (key.known_type, name) in names:
+                number += 1
+                name = f"{key.id}-{number}"
+            names.add((key.known_type, name))
+            by_type[key.known_type].append(replace(key, id=name))
 
     def usable(keys: Iterable[Key], wanted: int | None, split: str, taken=frozenset()):
         found: list[dict] = []
