@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -25,7 +25,13 @@ from topi.evaluation.held_out import held_out_rows, psnr
 from topi.methods import make_method
 from topi.models.editor import Editor, load_editor
 from topi.models.standin import weights_folder
-from topi.results.calibration import CONCENTRATED, CONSISTENT, Calibration, read_calibration
+from topi.results.calibration import (
+    CONCENTRATED,
+    CONSISTENT,
+    PAPER_LIMIT,
+    Calibration,
+    read_calibration,
+)
 
 TAUS = (0.8, 0.85, 0.9, 0.95)
 #: What keeps half of the reference tokens, and how: the paper's score, its ablations, the floors.
@@ -39,7 +45,7 @@ HALF = {
     "checkerboard, fixed": ("checker", {}),
     "checkerboard, flipped at anchors": ("checker", {"flip": "anchor"}),
 }
-#: What a stand-in has to reach, set before it was trained: PSNR in dB to the true edit in every
+#: What a stand-in has to reach: PSNR in dB to the true edit in every
 #: category; of local edits, that inside and outside of the change and the share made as asked.
 BARS = {
     "kontext_standin": {"psnr": 29.0, "changed": 23.0, "unchanged": 36.0, "made": 0.85},
@@ -48,8 +54,6 @@ BARS = {
 #: And with a second image: PSNR of every kind of edit, share of the taken things that are right.
 TWO_REFERENCES_BAR = {"psnr": 25.0, "made": 0.7}
 RECORDED_STEPS = 4
-#: The paper's bound on the total attention to references (section 3.2, Fig. 3).
-PAPER_LIMIT = 0.3
 #: PSNR in dB, least and most of four categories, that influence is ahead of a rule with in Table 3.
 PAPER_LEADS = {
     "attention only": (0.16, 0.61),
@@ -67,6 +71,17 @@ def _by_category(rows: Sequence[Mapping], column: str) -> dict[str, float | None
         values = [r[column] for r in rows if r["category"] == category and r[column] is not None]
         means[category] = fmean(values) if values else None
     return means
+
+
+def _local_edits_of(data: MiniEdit) -> Callable[[int, Image.Image], bool | None]:
+    """Whether an image is the edit that was asked for, of the samples that are local edits."""
+
+    def made(index: int, image: Image.Image) -> bool | None:
+        sample = data[index]
+        local = sample.category == "local_edit"
+        return check_edit(data.split, index, sample.size, image).made if local else None
+
+    return made
 
 
 def _share_made(rows: Sequence[Mapping]) -> float | None:
@@ -209,14 +224,7 @@ def other_shapes(editor: Editor, count: int) -> dict:
         count: held-out samples over the shapes of `MiniEdit(size="mixed")`.
     """
     data = MiniEdit("evaluation", "mixed", count)
-    samples = list(data)
-
-    def made(index: int, image: Image.Image) -> bool | None:
-        sample = samples[index]
-        local = sample.category == "local_edit"
-        return check_edit("evaluation", index, sample.size, image).made if local else None
-
-    rows = held_out_rows(editor, samples, made=made)
+    rows = held_out_rows(editor, data, made=_local_edits_of(data))
     shapes = {}
     for start, shape in enumerate(data.shapes[:count]):
         chosen = rows[start :: len(data.shapes)]
@@ -333,11 +341,7 @@ def measure(
     size = editor.config.height
     editor.transformer.register_to_config(representative_layers=list(calibration.layers))
     evaluation = MiniEdit("evaluation", size)
-
-    def made(index: int, image: Image.Image) -> bool | None:
-        local = evaluation[index].category == "local_edit"
-        return check_edit("evaluation", index, size, image).made if local else None
-
+    made = _local_edits_of(evaluation)
     rows = held_out_rows(editor, _take(evaluation, held_out), made=made)
     return {
         "model": editor.name,

@@ -8,11 +8,8 @@ from rich.table import Table
 
 from topi.report.statistics import Estimate, bootstrap
 from topi.report.tables import category_title
-from topi.results.calibration import Calibration
+from topi.results.calibration import PAPER_LIMIT, Calibration
 from topi.results.probe import ProbeRun
-
-PAPER_LIMIT = 0.3
-"""Section 3.2, Fig. 3: the paper's total attention to references stays below this (FLUX, Qwen)."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from topi.results import files
 
 SCHEMA = 1
 """Of the JSON; a file of another schema is refused."""
+PAPER_LIMIT = 0.3
+"""The total attention to references stays below it in the paper (section 3.2, Fig. 3)."""
 CONCENTRATED = 2.0
 """Few layers hold the attention if theirs is so many times the median of the others. Ours."""
 CONSISTENT = 2 / 3

@@ -5,7 +5,6 @@ its start are copied; and a folder holds one run, so that no run passes for anot
 """
 
 import hashlib
-import json
 import platform
 import shutil
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from topi.config import ConfigError
+from topi.results import files
 from topi.results.provenance import commit
 
 FREE = ("out", "accelerator", "compile", "workers", "logger", "stop_after", "checkpoint_every")
@@ -44,7 +44,7 @@ def begin(config: Any, out: Path, source: Path | None) -> dict[str, Any]:
     settings = {name: value for name, value in settings.items() if name not in FREE}
     told = {"settings": settings, "start": start, "commits": [], "python": "", "versions": {}}
     if file.exists():
-        told = json.loads(file.read_text())
+        told = files.read_json(file)
         _refuse_another(told, settings, start, out)
     elif source:
         (out / "start").mkdir(exist_ok=True)
@@ -56,9 +56,7 @@ def begin(config: Any, out: Path, source: Path | None) -> dict[str, Any]:
         told["commits"].append(name)
     told["python"] = platform.python_version()
     told["versions"] = {name: version(name) for name in PACKAGES}
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(told, indent=1) + "\n")
-    part.replace(file)
+    files.write_json(file, told)
     return told
 
 

@@ -199,14 +199,13 @@ def validation_batches(draw: Draw, count: int = 24) -> list[Batch]:
 
 def _held_out(draw: Draw, number: int, count: int, name: str = "") -> Batch:
     size, shown_size = draw.shape(number)
-    size, shown_size = (enlarged(s, draw.enlarge) for s in (size, shown_size))
-    several = name == "two_references"
-    drawn = draw_plus if several else draw_pair
-    small = draw.shape(number)[0]
-    samples = [drawn("calibration", k, small) for k in range(count)]
-    if not several:
+    if name == "two_references":
+        samples = [draw_plus("calibration", k, size) for k in range(count)]
+    else:
+        samples = [draw_pair("calibration", k, size) for k in range(count)]
         samples.sort(key=lambda sample: CATEGORIES.index(sample[3]))
     *before, after, prompts, categories, _ = zip(*samples, strict=True)
+    size, shown_size = (enlarged(s, draw.enlarge) for s in (size, shown_size))
     seen = draw.reference_size(shown_size)
     shown = [[resized(image, seen) for image in images] for images in before]
     if draw.beside > 0.5:
