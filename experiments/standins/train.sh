@@ -16,19 +16,23 @@ test "$schedule" != none || models=
 # Most of the samples are of the tasks that small models learn last; the end makes up for those left behind.
 late='data.focus=0.6 data.focus_on=[add,replace,zoom,rotate,resize]'
 left='data.focus=0.3 data.focus_on=[zoom,rotate,resize,style,tone,background]'
+both='data.focus=0.4 data.focus_on=[add,replace,zoom,rotate,resize,style,tone,background]'
 for model in $models; do
-    begin=schedule=$schedule
-    case $model-$schedule in
-        kontext_standin-*) data=data.beside=0.1 ;;
-        qwen_standin-cpu) data='data=mini_edit_plus data.plus=0.25' begin='schedule=cpu_second start=kontext_standin' ;;
-        *) data='data=mini_edit_plus data.plus=0.25' ;;
-    esac
     out=results/training/$model
+    two='data=mini_edit_plus data.plus=0.25'
     end=schedule=finish
     test "$schedule" != smoke || end=schedule=smoke
     set -- "$python" -m topi.training model=$model $workers hardware="'$hardware'"
-    "$@" $data $late $begin out=$out
-    "$@" $data $left $end start=$out out=${out}_finish ship="${SHIP:-true}"
+    ship=ship=${SHIP:-true}
+    case $model-$schedule in
+        qwen_standin-cpu) "$@" $two $both schedule=cpu_second start=results/training/kontext_standin_finish out=$out $ship ;;
+        *)
+            data=data.beside=0.1
+            test $model = kontext_standin || data=$two
+            "$@" $data $late schedule="$schedule" out=$out
+            "$@" $data $left $end start=$out out=${out}_finish $ship
+            ;;
+    esac
     test "${SHIP:-true}" = false || "$python" -m topi.evaluation.model_card $model
 done
 
