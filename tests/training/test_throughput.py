@@ -10,7 +10,7 @@ SMALL = ["schedule=smoke", "accelerator=cpu", "compile=false"]
 SMALL += ["model.transformer.heads=2", "model.transformer.dual=1", "model.transformer.single=1"]
 
 
-def test_variants_take_turns_and_learn(monkeypatch, capsys, tmp_path):
+def test_variants_take_turns(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
     compiled, stepped = [], []
     step = EditorTraining.training_step

@@ -62,7 +62,9 @@ class Steps:
             torch.cuda.synchronize()
 
 
-def measure(config: TrainingConfig, rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+def measure(
+    config: TrainingConfig, device: str, rounds: int, warmup: int = 2
+) -> dict[str, list[float]]:
     """Seconds of a step by variant, and of drawing its batch: one value per round.
 
     Args:
@@ -77,7 +79,6 @@ def measure(config: TrainingConfig, rounds: int, warmup: int = 2) -> dict[str, l
         **vars(config.data),
         seed=config.seed,
     )
-    device = "cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
     seconds: dict[str, list[float]] = {name: [] for name in (*VARIANTS, DRAWING)}
     with TemporaryDirectory() as scratch:
         transformer, vae = starting_point(config, Path(scratch))
@@ -127,8 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with initialize_config_dir(str(conf_folder() / "training"), version_base="1.3"):
         config = read_training(compose("config", overrides=told.overrides))
     warnings.filterwarnings("ignore", message=".*self.log")  # there is no Trainer here
-    seconds = measure(config, told.rounds)
     on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
+    seconds = measure(config, "cuda" if on_gpu else "cpu", told.rounds)
     device = torch.cuda.get_device_name() if on_gpu else "cpu"
     phase = config.phases[-1]
     found = {
