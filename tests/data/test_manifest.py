@@ -57,12 +57,13 @@ def test_last_samples_are_the_frozen_ones(data):
 
 
 def test_another_process_on_an_older_processor_draws_the_same():
+    indices = [*range(20), 341]  # in 341 a brightness is close to where it is rounded up
     code = (
         "from topi.data import MiniEdit, MiniEditPlus\n"
         "for c in (MiniEdit, MiniEditPlus):\n"
         "    for s in (128, 'mixed'):\n"
         "        d = c(size=s)\n"
-        "        print(d.key, *(d.draw(i).digest() for i in range(20)))\n"
+        f"        print(d.key, *(d.draw(i).digest() for i in {indices}))\n"
     )
     # No vector units beyond the oldest that numpy supports, and another BLAS kernel.
     features = "X86_V3 X86_V4 AVX512_ICL AVX512_SPR"
@@ -73,7 +74,7 @@ def test_another_process_on_an_older_processor_draws_the_same():
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) == 4
     for key, *hashes in lines:
-        assert hashes == list(manifest.hashes(key)[:20])
+        assert hashes == [manifest.hashes(key)[i] for i in indices]
 
 
 def test_a_changed_generator_is_one_clear_error(other_generator):

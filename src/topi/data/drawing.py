@@ -332,8 +332,19 @@ EFFECTS = {
 }
 
 
+def luma(image: np.ndarray) -> np.ndarray:
+    """Brightness of [H, W, 3] as float32 [H, W], to the last bit the same on every CPU.
+
+    A matrix product is not: BLAS adds in another order from one CPU to the next.
+    """
+    grey = np.zeros(image.shape[:2], np.float32)
+    for channel, weight in enumerate(LUMA.astype(np.float64)):  # so that a product is exact
+        grey = (image[..., channel] * weight + grey).astype(np.float32)
+    return grey
+
+
 def effect(name: str, image: np.ndarray) -> np.ndarray:
     """Apply one of EFFECTS to [H, W, 3]."""
-    grey = (image @ LUMA)[..., None]
+    grey = luma(image)[..., None]
     y = np.linspace(0, 1, image.shape[0], dtype=np.float32)[:, None, None]
     return np.clip(EFFECTS[name](image, grey, y), 0, 1).astype(np.float32)
