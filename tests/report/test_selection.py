@@ -1,10 +1,12 @@
 """The table of paired differences, against numbers by hand."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 from topi.errors import ToPiError
-from topi.report.selection import selection_table
+from topi.report.selection import questions_tables, selection_table
 
 
 def rows(label, psnr, speed):
@@ -45,3 +47,37 @@ def test_a_star_is_for_what_holds_after_correction():
     lines = selection_table(frame, "rival").splitlines()
     stars = {line.split(" | ")[0].strip("| "): "*" in line for line in lines[2:]}
     assert stars["sure"] and not any(stars[f"few {k}"] for k in range(9)) and not stars["rival"]
+
+
+def test_every_question_is_answered_on_every_model():
+    noise = [0.01 * i for i in range(12)]
+    frame = pd.DataFrame(
+        rows("rival", [30.0 + x for x in noise], 1.0)
+        + rows("ahead", [31.0 + 2 * x for x in noise], 1.5)
+        + rows("alike", [30.0 - (-1) ** k * x for k, x in enumerate(noise)], 1.0)
+    )
+    columns = ("section", "question", "one", "other", "decided")
+    asked = [
+        ("First", "is it better?", "ahead", "rival", "yes"),
+        ("", "is it alike?", "alike", "rival", ""),
+        ("Second", "turned round", "rival", "ahead", "no"),
+    ]
+    questions = pd.DataFrame(asked, columns=columns)
+    lines = questions_tables({"a": frame, "b": frame}, questions).splitlines()
+    assert [line for line in lines if line.startswith("#")] == ["## First", "## Second"]
+    assert lines[2] == "| question | `a` | `b` | decided |"
+    _, a, b, decided = lines[4].strip("| ").split(" | ")
+    assert a == b and a == "+1.1 [1.0, 1.1] * at 1.50× and 1.00×" and decided == "yes"
+    assert lines[5].split(" | ")[1].count("×") == 0 and "*" not in lines[5]
+    assert lines[-1].startswith("| turned round | -1.1 [-1.1, -1.0] * at 1.00× and 1.50× |")
+    with pytest.raises(ToPiError, match="No cell of a is labelled 'nobody'"):
+        questions_tables({"a": frame}, questions.replace("alike", "nobody"))
+
+
+def test_the_committed_questions_name_cells_of_the_experiment():
+    root = Path(__file__).parents[2]
+    questions = pd.read_csv(root / "experiments/selection/questions.csv", keep_default_na=False)
+    told = (root / "experiments/selection/results.md").read_text()
+    labels = {line.split(" | ")[0].strip("| ") for line in told.splitlines()}
+    assert {*questions["one"], *questions["other"]} <= labels
+    assert questions["section"].iloc[0] and questions["question"].is_unique

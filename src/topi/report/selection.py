@@ -1,12 +1,14 @@
 """Fidelity against ideal speed, pair by pair, of whatever a store holds: a Markdown table.
 
 `python -m topi.report.selection --store STORE` after `experiment=selection` or `experiment=checks`.
+With `--questions FILE`, a line per question of a CSV: the paired difference of two labels.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -39,8 +41,7 @@ def selection_table(rows: pd.DataFrame, *rivals: str) -> str:
     heads += list(by_category.columns)
     lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
     pairs = [(label, rival) for rival in rivals for label in labels if label != rival]
-    p_values = holm([signed_rank(rows, *pair, "psnr") for pair in pairs])
-    holds = {pair for pair, p in zip(pairs, p_values, strict=True) if p < 1 - LEVEL}
+    holds = _holding(rows, pairs)
     for label, (speed, kept) in facts.sort_values("flop_speedup").iterrows():
         psnr = bootstrap(rows.loc[rows["label"] == label, "psnr"])
         cells = [label, f"{psnr.n}", f"{speed:.2f}", f"{kept:.2f}", f"{psnr.value:.2f}"]
@@ -54,16 +55,67 @@ def selection_table(rows: pd.DataFrame, *rivals: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def questions_tables(models: Mapping[str, pd.DataFrame], questions: pd.DataFrame) -> str:
+    """A table per section: every question with its answer on each model.
+
+    An answer is the paired difference in PSNR, with the two ideal speeds where they differ; a star
+    as in `selection_table`, corrected for all questions of a model.
+
+    Args:
+        models: name -> rows of `Store.rows`.
+        questions: columns `section` (empty: that of the line before), `question`, `one` and `other`
+            (labels: the difference is that of the first to the second), `decided`.
+
+    Raises:
+        ToPiError: a label is not in the rows of a model.
+    """
+    questions = questions.assign(section=questions["section"].replace("", None).ffill())
+    pairs = list(zip(questions["one"], questions["other"], strict=True))
+    columns = {}
+    for model, rows in models.items():
+        if missing := {label for pair in pairs for label in pair} - {*rows["label"]}:
+            raise ToPiError(f"No cell of {model} is labelled {', '.join(map(repr, missing))}.")
+        holds = _holding(rows, pairs)
+        columns[model] = [_answer(rows, *pair, pair in holds) for pair in pairs]
+    shown = questions[["section", "question"]].assign(**columns, decided=questions["decided"])
+    heads = [f"`{name}`" if name in models else name for name in shown.columns[1:]]
+    parts = []
+    for section, lines in shown.groupby("section", sort=False):
+        table = [heads, ["---", *("---:" for _ in models), "---"], *lines.values[:, 1:]]
+        text = "\n".join("| " + " | ".join(line) + " |" for line in table)
+        parts.append(f"## {section}\n\n{text}\n")
+    return "\n".join(parts)
+
+
+def _answer(rows: pd.DataFrame, one: str, other: str, holds: bool) -> str:
+    gain = paired_difference(rows, one, other, "psnr")
+    speeds = rows.groupby("label")["flop_speedup"].mean()
+    told = [f"{speeds[label]:.2f}×" for label in (one, other)]
+    at = f" at {told[0]} and {told[1]}" if told[0] != told[1] else ""
+    return f"{gain.value:+.1f} [{gain.low:.1f}, {gain.high:.1f}]{' *' * holds}{at}"
+
+
+def _holding(rows: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Pairs of labels whose difference holds at 5 % after correction for the number of pairs."""
+    p_values = holm([signed_rank(rows, *pair, "psnr") for pair in pairs])
+    return {pair for pair, p in zip(pairs, p_values, strict=True) if p < 1 - LEVEL}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Print the table, and which weights it is of."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--store", type=Path, default=Path("results"), help="default: results")
     parser.add_argument("--against", nargs="+", default=["topi ratio=0.5"], metavar="LABEL")
+    parser.add_argument("--questions", type=Path, metavar="CSV", help="in place of --against")
     options = parser.parse_args(argv)
     store = Store(options.store)
     cells = store.load_cells()
     if not cells:
         raise SystemExit(f"{options.store} has no cells; run experiment=selection first.")
+    if options.questions:
+        questions = pd.read_csv(options.questions, keep_default_na=False)
+        print(questions_tables(dict(iter(store.rows().groupby("model"))), questions), end="")
+        return
     for heading, group in itertools.groupby(sorted(cells, key=heading_of), key=heading_of):
         print(f"{heading}:\n\n{selection_table(store.rows(group), *options.against)}")
 
