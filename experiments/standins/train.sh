@@ -37,7 +37,7 @@ for model in $models; do
 done
 
 runs=
-for factor in none no_copy_head wide_copy_head conv_latents moved_references moving_content irrelevant_content fine_grid deeper longer; do
+for factor in none no_copy_head wide_copy_head conv_latents moved_references moving_content irrelevant_content fine_grid finer_grid deeper longer; do
     "$python" -m topi.training factor=$factor schedule="$study" $workers \
         out=results/redundancy/$factor hardware="'$hardware'"
     runs="$runs results/redundancy/$factor"
