@@ -6,16 +6,18 @@
 #
 # models: cards, representative layers and what caches must know, beside the weights; sweeps: the cells of
 # every experiment, into results, checks, selection and irrelevant; pages: what is committed of them.
-# Two processes of one thread each (JOBS=2). Stopped, `sweeps` goes on where it was. By hand stay
+# Two processes of one thread each (JOBS=2). Stopped, `sweeps` goes on where it was. MODELS=qwen_standin does the
+# first two stages for that model alone; `pages` needs the cells of both in the stores. By hand stay
 # findings.csv, the numbers in prose, and conf/experiment/pareto_searched.yaml, from what `topi search` finds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 both=kontext_standin,qwen_standin
+chosen=${MODELS:-$both}
 
 models() {
     local jobs=() model
-    for model in ${both/,/ }; do
+    for model in ${chosen/,/ }; do
         (
             topi calibrate "model=$model" --ship
             test "$model" != qwen_standin || topi calibrate model=qwen_plus_standin data=mini_edit_plus --ship
@@ -39,15 +41,20 @@ sweeps() {
 
 every_sweep() {
     local each
-    for each in table1 table2 table3 table4 table5 table7 fig5 fig6 fig7 fig9 fig10 fig11 pareto pareto_searched; do
-        python run.py -m experiment="$each"
+    for each in table1 table2 table3 table4 table5 table7 fig5 fig6 fig7 fig10 fig11 pareto; do
+        python run.py -m experiment="$each" model="$chosen"
     done
-    python run.py -m experiment=equal_count data.count=64 latency.samples=0
-    python run.py -m experiment=references data.count=8 latency.samples=0
-    python run.py -m experiment=selection store=selection
-    python run.py -m experiment=checks model="$both" data.count=8 store=checks
-    python run.py -m model=kontext_standin,qwen_plus_standin method=topi,topi_cover,random ratio=0.5 \
+    python run.py -m experiment=equal_count model="$chosen" data.count=64 latency.samples=0
+    python run.py -m experiment=selection model="$chosen" store=selection
+    python run.py -m experiment=checks model="$chosen" data.count=8 store=checks
+    python run.py -m model="${chosen/qwen/qwen_plus}" method=topi,topi_cover,random ratio=0.5 \
         data.references=2 data.count=48 latency.samples=0 logger=none store=irrelevant
+    case $chosen in *kontext*) python run.py -m experiment=pareto_searched ;; esac # its schedules alone
+    case $chosen in *qwen*) # several references
+        python run.py -m experiment=fig9
+        python run.py -m experiment=references data.count=8 latency.samples=0
+        ;;
+    esac
 }
 
 pages() {
