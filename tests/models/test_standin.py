@@ -13,7 +13,7 @@ from topi.data.mini_edit import draw_pair
 from topi.data.mini_edit_plus import MiniEditPlus
 from topi.errors import ToPiError
 from topi.evaluation.held_out import held_out_rows
-from topi.evaluation.model_card import TAUS, recorded_edits, recording, rendered
+from topi.evaluation.model_card import TAUS, bars, recorded_edits, recording, rendered
 from topi.models import standin
 from topi.models.editor import load_editor
 from topi.models.standin import BlockTransformVAE, ConvVAE, load_parts
@@ -146,7 +146,7 @@ def test_weights_are_light():
     assert sum(file.stat().st_size for file in weights) <= 40e6
 
 
-@pytest.mark.parametrize(("name", "samples"), [("kontext_standin", 256), ("qwen_standin", 96)])
+@pytest.mark.parametrize(("name", "samples"), [("kontext_standin", 512), ("qwen_standin", 96)])
 def test_model_card_is_of_these_weights(name, samples, editor, qwen_editor):
     editor = {"kontext_standin": editor, "qwen_standin": qwen_editor}[name]
     folder = standin.weights_folder(name)
@@ -159,6 +159,15 @@ def test_model_card_is_of_these_weights(name, samples, editor, qwen_editor):
     )
     # Nobody edits the numbers by hand.
     assert (folder / "README.md").read_text() == rendered(folder)
+
+
+def test_kontext_standin_is_deep_and_edits_well(editor):
+    """One dual-stream block to two others, as FLUX has them, and layers enough to choose from."""
+    config = editor.transformer.config
+    assert (config.num_layers, config.num_single_layers) == (4, 8)
+    card = json.loads((standin.weights_folder("kontext_standin") / "card.json").read_text())
+    missed = [row["name"] for row in bars(card) if row["measured"] < row["bar"]]
+    assert len(bars(card)) == 7 and not missed
 
 
 def test_missing_weights_say_what_to_do(tmp_path):
