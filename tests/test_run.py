@@ -244,7 +244,7 @@ def test_a_cell_in_other_hands_is_left_to_them(run, edits):
 
 @pytest.mark.slow
 def test_a_killed_run_continues_with_the_same_rows(run, edits, tmp_path):
-    arguments = (*SMOKE, "data.count=24")
+    arguments = (*SMOKE, "data.count=12")
     command = [sys.executable, str(ROOT / "run.py"), *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     deadline = time.monotonic() + 120
@@ -256,12 +256,12 @@ def test_a_killed_run_continues_with_the_same_rows(run, edits, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     done = len(cells[0].rows)
-    assert cells[0].state == f"partial {done}/24"
+    assert cells[0].state == f"partial {done}/12"
 
     code, out, _ = run(*arguments)
     assert code == 0
-    assert f"{done} of 24 samples done" in out
-    assert len(edits) <= 2 * (24 - done)
+    assert f"{done} of 12 samples done" in out
+    assert len(edits) <= 2 * (12 - done)
     run(*arguments, "store=untouched")
     (whole,) = Store("untouched").load_cells()
     assert whole.key == cells[0].key

@@ -234,7 +234,7 @@ def test_shards_killed_at_random_moments_lose_nothing(tmp_path, calm):
     started = time.monotonic()
     assert wait(fork(lambda: experiment.run(shards_of(tmp_path / "0", 2)[0]))) == 0
     took = time.monotonic() - started
-    for store in range(1, 4):
+    for store in range(1, 3):
         waiting = shards_of(tmp_path / str(store), 2)
         while waiting:
             pids = [fork(lambda c=config: experiment.run(c)) for config in waiting]
@@ -248,4 +248,4 @@ def test_shards_killed_at_random_moments_lose_nothing(tmp_path, calm):
         if not cell.complete:  # the last was killed when all was there but the end
             experiment.run(shards_of(tmp_path / str(store), 2)[0])
         assert_put_together(cell, calm)
-    assert kills >= 3
+    assert kills >= 2
