@@ -86,7 +86,7 @@ choices() { # experiments/selection/results.md
     cat <<'END'
 # Every pair of `experiment=selection`
 
-Sixteen calibration samples of each stand-in. Numbers of stand-ins, never those of FLUX or Qwen.
+Calibration samples of each stand-in; n says how many. Numbers of stand-ins, never those of FLUX or Qwen.
 A star: the difference holds at 5 % (signed ranks) after correction for all comparisons of its table.
 END
     local rivals
