@@ -164,18 +164,21 @@ def grid(pictures: Sequence[Picture]) -> Figure:
     labels = list(dict.fromkeys(label for p in pictures for label in p.outputs))
     headings = {label: textwrap.fill(label, HEADING) for label in labels}
     pruning = any(p.anchors for p in pictures)
-    n_rows, n_columns = (4 if pruning else 2), 2 + len(labels)
+    n_columns = 2 + len(labels)
     width, more = CELL * n_columns, max(text.count("\n") for text in headings.values())
-    height = n_rows * (CELL + 0.22) + 0.45 + 0.13 * more
-    figure = plt.figure(figsize=(width, len(pictures) * height))
-    blocks = figure.subfigures(len(pictures), 1, squeeze=False)[:, 0]
-    for picture, block in zip(pictures, blocks, strict=True):
+    rows = [_row_heights(picture, pruning) for picture in pictures]
+    heights = [sum(each) + 0.45 + 0.13 * more for each in rows]
+    figure = plt.figure(figsize=(width, sum(heights)))
+    blocks = figure.subfigures(len(pictures), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for picture, block, row_heights in zip(pictures, blocks, rows, strict=True):
         block.suptitle(
             "\n".join(textwrap.wrap(f"“{picture.instruction}”", int(width * 11))),
             fontsize=10,
             fontweight="bold",
         )
-        axes = block.subplots(n_rows, n_columns, squeeze=False)
+        axes = block.subplots(
+            len(row_heights), n_columns, squeeze=False, gridspec_kw={"height_ratios": row_heights}
+        )
         for ax in axes.flat:
             ax.set(xticks=[], yticks=[])  # also off, ticks would be laid out
             ax.set_axis_off()
@@ -268,6 +271,13 @@ def keep_ratio_by_step(steps: pd.DataFrame) -> Figure:
     ax.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(handles, names, loc="outside upper center", ncols=min(len(names), 4))
     return figure
+
+
+def _row_heights(picture: Picture, pruning: bool) -> list[float]:
+    """Inches of a block's rows with their titles: several references in a row make flat masks."""
+    shown, masked = picture.full, side_by_side(picture.references)
+    output, mask = (CELL * image.height / image.width + 0.22 for image in (shown, masked))
+    return [max(output, mask), output, *([mask, mask] if pruning else [])]
 
 
 def _image(ax: Axes, image: object, title: str = "") -> None:
