@@ -392,6 +392,19 @@ def test_lengths_that_repeat_without_cuda_graphs(monkeypatch, tmp_path):
     assert read_bench([])[0].multiple == 1
 
 
+def test_one_thread_and_two_are_not_pooled(monkeypatch, tmp_path):
+    monkeypatch.setattr(measuring, "measure", lambda *args, **more: [])
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 1):
+            torch.set_num_threads(threads)
+            with pytest.raises(ToPiError, match="Nothing of"):
+                bench([*TINY, "methods=[topi]", "keep=[0.3]", f"store={tmp_path}"])
+    finally:
+        torch.set_num_threads(before)
+    assert len(list((tmp_path / "bench").iterdir())) == 2
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

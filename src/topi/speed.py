@@ -137,7 +137,9 @@ def bench(overrides: Sequence[str]) -> BenchRun:
     Raises:
         ToPiError: the configuration is impossible, another process does the same, or no line runs.
     """
-    from topi import experiment  # loads torch, which a refusal need not wait for
+    import torch  # which a refusal need not wait for
+
+    from topi import experiment
     from topi.engine.attention import KERNEL, scored_by
     from topi.engine.compiling import compile
     from topi.evaluation.bench import measure
@@ -170,6 +172,7 @@ def bench(overrides: Sequence[str]) -> BenchRun:
         "round_to": settings.multiple,
         "kernel": kernel,
         "device": editor.device_name,
+        "threads": torch.get_num_threads() if editor.pipe.device.type == "cpu" else None,
         "lines": [variant.label for variant in variants],
     }
     run = bench_run(config.store, f"{editor.name}-{digest(content)}")
