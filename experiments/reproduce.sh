@@ -67,6 +67,7 @@ pages() {
         >experiments/standins/irrelevant.md
     topi report --store experiments/results --out report
     cp report/figures/equal_count.png experiments/equal_count/
+    cp report/figures/fig7.png experiments/fig7/
     cp report/tables/equal_count.md experiments/equal_count/results.md
 }
 

@@ -179,6 +179,15 @@ def test_figure_7_takes_its_headings_from_a_sample_with_masks(tmp_path, write_ce
     assert not [text for text in texts if text.startswith("Local edit")]
 
 
+def test_figure_7_has_its_models_by_name_and_not_by_age(tmp_path, write_cell):
+    for model in ("qwen_standin", "kontext_standin"):
+        write_cell(tmp_path, model, OURS)
+    found = suites(Store(tmp_path))
+    shown = [suite.model for suite in suites_of("fig7", found)]
+    assert shown == ["kontext_standin", "qwen_standin"]
+    assert shown == [suite.model for suite in suites_of("fig7", found[::-1])]
+
+
 def test_figure_9_shows_four_samples_of_the_one_category_there_is(paper_root, tmp_path):
     for root in (paper_root, export(paper_root, tmp_path / "small")):
         store = Store(root)

@@ -217,7 +217,8 @@ def suites_of(name: str, found: Sequence[Suite]) -> list[Suite]:
     if name == "fig7":  # the more steps, the more anchors
         found = sorted(found, key=lambda suite: suite.steps)
         found = [s for s in found if any(s.state(label) == "complete" for label in NEEDS[name])]
-        return list({suite.model: suite for suite in found}.values())
+        longest = {suite.model: suite for suite in found}
+        return [longest[model] for model in sorted(longest)]
     return best_suites(found, labels_of(name, found))
 
 
