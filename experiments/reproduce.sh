@@ -47,8 +47,7 @@ every_sweep() {
     python run.py -m experiment=equal_count model="$chosen" data.count=64 latency.samples=0
     python run.py -m experiment=selection model="$chosen" store=selection
     python run.py -m experiment=checks model="$chosen" data.count=8 store=checks
-    python run.py -m model="${chosen/qwen/qwen_plus}" method=topi,topi_cover,random ratio=0.5 \
-        data.references=2 data.count=48 latency.samples=0 logger=none store=irrelevant
+    python run.py -m experiment=irrelevant model="${chosen/qwen/qwen_plus}" store=irrelevant
     case $chosen in *kontext*) python run.py -m experiment=pareto_searched ;; esac # its schedules alone
     case $chosen in *qwen*) # several references
         python run.py -m experiment=fig9

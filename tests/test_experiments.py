@@ -198,6 +198,17 @@ def test_a_model_of_several_references_runs_with_more_than_it_needs(model, tmp_p
     assert three.manifest["config"]["data"]["references"] == 3
 
 
+def test_a_second_reference_that_no_edit_needs():
+    found = set()
+    for point in sweep("irrelevant", "small"):
+        config = read_config(composed(["experiment=irrelevant", *point]))
+        found.add((config.model["name"], label_of(config, build_method(config))))
+        assert config.data.references == 2
+    methods = ("topi ratio=0.5", "topi_cover ratio=0.5", "random")
+    models = ("kontext_standin", "qwen_plus_standin")
+    assert found == {(model, method) for model in models for method in methods}
+
+
 def test_a_design_question_has_a_cell_per_answer():
     found = labels("selection")
     assert len(found) == len(set(found)) == 33
