@@ -49,8 +49,9 @@ def test_kill_9_at_any_moment_costs_no_row_and_doubles_none(tmp_path, calm):
         code = -9
         while code == -9:
             pid = fork(lambda config=config: experiment.run(config))
-            time.sleep(dice.uniform(0, took * 0.7))
-            os.kill(pid, signal.SIGKILL)
+            if kills < KILLS:  # on a machine that got slower none may come to an end between two
+                time.sleep(dice.uniform(0, took * 0.7))
+                os.kill(pid, signal.SIGKILL)
             code = wait(pid)
             kills += code == -9
         assert code == 0
