@@ -229,6 +229,9 @@ def test_there_is_no_fewer_than_one_device():
         read_config(composed(["experiment=smoke", "devices=0"]))
 
 
+KILLS = 25  # at most
+
+
 def test_shards_killed_at_random_moments_lose_nothing(tmp_path, calm):
     dice, kills = random.Random(1), 0
     started = time.monotonic()
@@ -238,9 +241,10 @@ def test_shards_killed_at_random_moments_lose_nothing(tmp_path, calm):
         waiting = shards_of(tmp_path / str(store), 2)
         while waiting:
             pids = [fork(lambda c=config: experiment.run(c)) for config in waiting]
-            time.sleep(dice.uniform(0, took))
-            for pid in pids:
-                os.kill(pid, signal.SIGKILL)
+            if kills < KILLS:  # on a machine that got slower none may come to an end between two
+                time.sleep(dice.uniform(0, took))
+                for pid in pids:
+                    os.kill(pid, signal.SIGKILL)
             codes = [wait(pid) for pid in pids]
             kills += codes.count(-9)
             waiting = [c for c, code in zip(waiting, codes, strict=True) if code == -9]
