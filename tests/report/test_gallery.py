@@ -112,6 +112,17 @@ def test_of_the_paper_s_cells_topi_s_masks_are_shown(paper_root):
     assert cached.any() and keep_ratios(store, rows[cached]).empty
 
 
+def test_masks_of_several_references_make_flat_rows(paper_root):
+    (picture, *_) = gather(Store(paper_root), paper_rows(paper_root), per_category=1)
+    two = replace(picture, references=picture.references * 2, anchors={OURS: []})
+    heights = []
+    for shown in (picture, two):
+        figure = grid([shown])
+        heights.append(figure.get_figheight())
+        plt.close(figure)
+    assert heights[1] < 0.85 * heights[0]
+
+
 def test_headings_of_a_grid_are_wrapped(store_root):
     store = Store(store_root)
     (picture, *_) = gather(store, store.rows(), per_category=1)
