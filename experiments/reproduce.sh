@@ -62,7 +62,7 @@ pages() {
     topi leaderboard --store experiments/results --into README.md
     decisions >experiments/selection/decisions.md
     choices >experiments/selection/results.md
-    python -m topi.report.selection --store irrelevant --against random "topi ratio=0.5" \
+    topi compare --store irrelevant --against random "topi ratio=0.5" \
         >experiments/standins/irrelevant.md
     topi report --store experiments/results --out report
     cp report/figures/equal_count.png experiments/equal_count/
@@ -79,7 +79,7 @@ stand-ins; [results.md](results.md) says how many. Numbers of stand-ins, never t
 correction for all questions of a model. Speeds, where they differ, are ratios of counted FLOPs.
 
 END
-    python -m topi.report.selection --store selection --questions experiments/selection/questions.csv
+    topi compare --store selection --questions experiments/selection/questions.csv
 }
 
 choices() { # experiments/selection/results.md
@@ -91,8 +91,8 @@ A star: the difference holds at 5 % (signed ranks) after correction for all comp
 END
     local rivals
     for rivals in '"topi ratio=0.5" "checker flip=step"' '"topi_cover ratio=0.5" "topi_kv ratio=0.5"' 'ref_kv "ref_kv update_every=5"'; do
-        printf '\n## `python -m topi.report.selection --store selection --against %s`\n\n' "$rivals"
-        eval "python -m topi.report.selection --store selection --against $rivals"
+        printf '\n## `topi compare --store selection --against %s`\n\n' "$rivals"
+        eval "topi compare --store selection --against $rivals"
     done
 }
 

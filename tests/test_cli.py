@@ -36,7 +36,7 @@ def test_status_lists_cells_with_their_state(store, capsys, monkeypatch):
     assert lines[3][3:] == ["failed:", "out", "of", "luck", "[again]", "m-broken"]
 
 
-@pytest.mark.parametrize("command", ["report", "leaderboard", "export"])
+@pytest.mark.parametrize("command", ["report", "leaderboard", "compare", "export"])
 def test_results_on_other_samples_are_not_shown(tmp_path, capsys, command):
     """Each reads the store only after a look at what its cells rest on."""
     cell = Store(tmp_path / "results").cell("m-other")
@@ -45,7 +45,7 @@ def test_results_on_other_samples_are_not_shown(tmp_path, capsys, command):
     cell.start({**ABOUT, **about, "key": cell.key, "weights": "w", "created": "2026-01-04"})
     cell.add_row({"sample": "a"}, Image.new("RGB", (8, 8)), None)
     cell.finish()
-    out = [] if command == "leaderboard" else ["--out", str(tmp_path / "out")]
+    out = ["--out", str(tmp_path / "out")] if command in ("report", "export") else []
     assert cli.main([command, "--store", str(tmp_path / "results"), *out]) == 1
     assert "m-other was computed on other samples than MiniEdit" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

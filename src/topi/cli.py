@@ -107,6 +107,18 @@ def leaderboard(parsed: argparse.Namespace) -> None:
         print(f"wrote {parsed.into}")
 
 
+def compare(parsed: argparse.Namespace) -> None:
+    """Compare all methods of a store pair by pair, or answer a list of questions, in Markdown."""
+    from topi.checked import checked_store
+    from topi.report.selection import answers, comparison
+
+    store = checked_store(parsed.store)
+    if parsed.questions is not None:
+        print(answers(store, parsed.questions), end="")
+    else:
+        print(comparison(store, parsed.against))
+
+
 def compact(parsed: argparse.Namespace) -> None:
     """Put finished cells into Parquet files, which large stores are read from; logs stay."""
     from topi.results import Store
@@ -272,7 +284,7 @@ def _add(
 
 
 def _add_of_stores(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    of_results = (status, report, leaderboard, compact, export)
+    of_results = (status, report, leaderboard, compare, compact, export)
     subs = {command: _add(commands, command) for command in of_results}
     for sub in subs.values():
         sub.add_argument("--store", type=Path, default=Path("results"), help="default: results")
@@ -283,6 +295,11 @@ def _add_of_stores(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     subs[report].add_argument("--wandb", metavar="ENTITY/PROJECT", help=text)
     text = "a Markdown file that has the marks of the leaderboard, such as README.md"
     subs[leaderboard].add_argument("--into", type=Path, metavar="FILE", help=text)
+    text = "labels that the others are compared with, default: 'topi ratio=0.5'"
+    default = ["topi ratio=0.5"]
+    subs[compare].add_argument("--against", nargs="+", default=default, metavar="LABEL", help=text)
+    text = "in place of --against, a CSV of section, question, one, other (labels) and decided"
+    subs[compare].add_argument("--questions", type=Path, metavar="CSV", help=text)
     _out(subs[export], Path("experiments/results"))
 
 

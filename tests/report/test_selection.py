@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from topi.errors import ToPiError
-from topi.report.selection import questions_tables, selection_table
+from topi.report.selection import answers, comparison, questions_tables, selection_table
+from topi.results import Store
 
 
 def rows(label, psnr, speed):
@@ -81,3 +82,18 @@ def test_the_committed_questions_name_cells_of_the_experiment():
     labels = {line.split(" | ")[0].strip("| ") for line in told.splitlines()}
     assert {*questions["one"], *questions["other"]} <= labels
     assert questions["section"].iloc[0] and questions["question"].is_unique
+
+
+def test_bad_questions_are_told(tmp_path):
+    """An empty store, a file that is not there, one that is no CSV of questions."""
+    store, asked = Store(tmp_path / "results"), tmp_path / "asked.csv"
+    with pytest.raises(ToPiError, match=r"No cells in .*results: run"):
+        comparison(store, ["topi ratio=0.5"])
+    with pytest.raises(ToPiError, match=r"asked.csv cannot be read"):
+        answers(store, asked)
+    asked.write_text("section,one\nA,topi\n")
+    with pytest.raises(ToPiError, match="lacks the columns question, other, decided"):
+        answers(store, asked)
+    asked.write_text("section,question,one,other,decided\nA,?,topi,random,\n")
+    with pytest.raises(ToPiError, match=r"No cells in .*results: run"):
+        answers(store, asked)

@@ -1,12 +1,11 @@
 """Fidelity against ideal speed, pair by pair, of whatever a store holds: a Markdown table.
 
-`python -m topi.report.selection --store STORE` after `experiment=selection` or `experiment=checks`.
-With `--questions FILE`, a line per question of a CSV: the paired difference of two labels.
+`topi compare --store STORE` prints it, after `experiment=selection` or `experiment=checks`. With
+`--questions FILE`, a line per question of a CSV: the paired difference of two labels.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,9 @@ import pandas as pd
 from topi.errors import ToPiError
 from topi.report.statistics import LEVEL, bootstrap, holm, paired_difference, signed_rank
 from topi.results.store import Cell, Store
+
+COLUMNS = ("section", "question", "one", "other", "decided")
+"""Of a CSV of questions."""
 
 
 def selection_table(rows: pd.DataFrame, *rivals: str) -> str:
@@ -63,8 +65,8 @@ def questions_tables(models: Mapping[str, pd.DataFrame], questions: pd.DataFrame
 
     Args:
         models: name -> rows of `Store.rows`.
-        questions: columns `section` (empty: that of the line before), `question`, `one` and `other`
-            (labels: the difference is that of the first to the second), `decided`.
+        questions: `COLUMNS`; `section` empty: that of the line before; `one` and `other` are
+            labels: the difference is that of the first to the second.
 
     Raises:
         ToPiError: a label is not in the rows of a model.
@@ -101,23 +103,37 @@ def _holding(rows: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> set[tuple[
     return {pair for pair, p in zip(pairs, p_values, strict=True) if p < 1 - LEVEL}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Print the table, and which weights it is of."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--store", type=Path, default=Path("results"), help="default: results")
-    parser.add_argument("--against", nargs="+", default=["topi ratio=0.5"], metavar="LABEL")
-    parser.add_argument("--questions", type=Path, metavar="CSV", help="in place of --against")
-    options = parser.parse_args(argv)
-    store = Store(options.store)
+def comparison(store: Store, rivals: Sequence[str]) -> str:
+    """A `selection_table` for each group of cells that share what they are of.
+
+    Raises:
+        ToPiError: the store has no cells, or none of the rivals.
+    """
     cells = store.load_cells()
     if not cells:
-        raise SystemExit(f"{options.store} has no cells; run experiment=selection first.")
-    if options.questions:
-        questions = pd.read_csv(options.questions, keep_default_na=False)
-        print(questions_tables(dict(iter(store.rows().groupby("model"))), questions), end="")
-        return
-    for heading, group in itertools.groupby(sorted(cells, key=heading_of), key=heading_of):
-        print(f"{heading}:\n\n{selection_table(store.rows(group), *options.against)}")
+        raise ToPiError(f"No cells in {store.root}: run python run.py experiment=selection first.")
+    return "\n".join(
+        f"{heading}:\n\n{selection_table(store.rows(group), *rivals)}"
+        for heading, group in itertools.groupby(sorted(cells, key=heading_of), key=heading_of)
+    )
+
+
+def answers(store: Store, questions: Path) -> str:
+    """`questions_tables` over the models of a store.
+
+    Raises:
+        ToPiError: the CSV cannot be read, or asks for a label that is not in the store.
+    """
+    try:
+        asked = pd.read_csv(questions, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise ToPiError(f"{questions} cannot be read: {error}") from error
+    if missing := [name for name in COLUMNS if name not in asked]:
+        raise ToPiError(f"{questions} lacks the columns {', '.join(missing)}.")
+    rows = store.rows()
+    if rows.empty:
+        raise ToPiError(f"No cells in {store.root}: run python run.py experiment=selection first.")
+    return questions_tables(dict(iter(rows.groupby("model"))), asked)
 
 
 def heading_of(cell: Cell) -> str:
@@ -127,7 +143,3 @@ def heading_of(cell: Cell) -> str:
         f"{told['model']} {told['weights']}, {told['count']} samples of {told['data']}, "
         f"{told['steps']} steps, noise seed {told['seed']}"
     )
-
-
-if __name__ == "__main__":
-    main()
