@@ -109,9 +109,7 @@ def comparison(store: Store, rivals: Sequence[str]) -> str:
     Raises:
         ToPiError: the store has no cells, or none of the rivals.
     """
-    cells = store.load_cells()
-    if not cells:
-        raise ToPiError(f"No cells in {store.root}: run python run.py experiment=selection first.")
+    cells = _cells(store)
     return "\n".join(
         f"{heading}:\n\n{selection_table(store.rows(group), *rivals)}"
         for heading, group in itertools.groupby(sorted(cells, key=heading_of), key=heading_of)
@@ -130,10 +128,14 @@ def answers(store: Store, questions: Path) -> str:
         raise ToPiError(f"{questions} cannot be read: {error}") from error
     if missing := [name for name in COLUMNS if name not in asked]:
         raise ToPiError(f"{questions} lacks the columns {', '.join(missing)}.")
-    rows = store.rows()
-    if rows.empty:
-        raise ToPiError(f"No cells in {store.root}: run python run.py experiment=selection first.")
+    rows = store.rows(_cells(store))
     return questions_tables(dict(iter(rows.groupby("model"))), asked)
+
+
+def _cells(store: Store) -> list[Cell]:
+    if cells := store.load_cells():
+        return cells
+    raise ToPiError(f"No cells in {store.root}: run python run.py experiment=selection first.")
 
 
 def heading_of(cell: Cell) -> str:
