@@ -5,7 +5,7 @@ import copy
 import torch
 
 from topi.models.standin import FAMILIES
-from topi.training.optimizer import muon_and_adamw
+from topi.training.optimizer import StackedMuon, muon_and_adamw
 
 
 def model() -> torch.nn.Module:
@@ -71,3 +71,25 @@ def test_saved_and_loaded_it_goes_on_the_same(tmp_path):
     expected = whole.state_dict()
     for name, tensor in second.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6)
+
+
+def test_stacked_matrices_step_as_one_by_one():
+    """torch's own Muon, which orthogonalises in bf16, is the standard; shapes come mixed."""
+    shapes = [(24, 24), (24, 96), (96, 24), (24, 24), (24, 96), (32, 24)]
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator) for shape in shapes]
+    one_by_one, stacked = ([torch.nn.Parameter(w.clone()) for w in start] for _ in range(2))
+    how = dict(lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    optimizers = (torch.optim.Muon(one_by_one, **how), StackedMuon(stacked, **how))
+    for _ in range(3):
+        for weight, other in zip(one_by_one, stacked, strict=True):
+            weight.grad = torch.randn(weight.shape, generator=generator)
+            other.grad = weight.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for begun, weight, other in zip(start, one_by_one, stacked, strict=True):
+        assert (weight - other).norm() < 0.03 * (weight - begun).norm()
+        momenta = [
+            o.state[w]["momentum_buffer"] for o, w in zip(optimizers, (weight, other), strict=True)
+        ]
+        assert torch.allclose(*momenta)

@@ -1,10 +1,12 @@
 """The optimiser of the stand-ins: Muon for the blocks' matrices, AdamW for everything else."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim._muon import _adjust_lr
 
 
 class Together(torch.optim.Optimizer):
@@ -46,6 +48,61 @@ class Together(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
+class StackedMuon(torch.optim.Muon):
+    """torch's Muon, orthogonalising all matrices of one shape at once, in their own precision.
+
+    One by one in bf16, as torch has it, the iterations of a stand-in's many small matrices take as
+    long as its forward and backward pass on a CPU without fast bf16.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights, gradients, momenta = [], [], []
+            self._init_group(group, weights, gradients, momenta)
+            rest = 1 - group["momentum"]
+            torch._foreach_lerp_(momenta, gradients, rest)
+            updates = momenta
+            if group["nesterov"]:
+                updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            for members in same_shape(weights):
+                stacked = torch.stack([updates[k] for k in members])
+                changes = orthogonalised(
+                    stacked, group["ns_coefficients"], group["ns_steps"], group["eps"]
+                )
+                rate = _adjust_lr(group["lr"], group["adjust_lr_fn"], stacked.shape[1:])
+                for k, change in zip(members, changes, strict=True):
+                    weights[k].sub_(change, alpha=rate)
+        return loss
+
+
+def same_shape(tensors: Iterable[Tensor]) -> list[list[int]]:
+    """The places of tensors, those of one shape together."""
+    found = defaultdict(list)
+    for place, tensor in enumerate(tensors):
+        found[tensor.shape].append(place)
+    return list(found.values())
+
+
+def orthogonalised(
+    matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> Tensor:
+    """[N, A, B] -> the same with singular values near 1: Newton-Schulz iterations of Muon."""
+    a, b, c = coefficients
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
 def muon_and_adamw(transformer: nn.Module, weight_decay: float = 0.01) -> Together:
     """Muon (https://kellerjordan.github.io/posts/muon) where it is meant for, AdamW elsewhere.
 
@@ -58,9 +115,7 @@ def muon_and_adamw(transformer: nn.Module, weight_decay: float = 0.01) -> Togeth
         (blocks if "blocks." in name and weight.ndim == 2 else rest).append(weight)
     return Together(
         [
-            torch.optim.Muon(
-                blocks, lr=1e-3, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-            ),
+            StackedMuon(blocks, lr=1e-3, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(
                 rest, lr=1e-3, betas=(0.9, 0.97), weight_decay=weight_decay, fused=True
             ),
