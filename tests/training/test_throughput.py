@@ -11,7 +11,7 @@ SMALL += ["model.transformer.heads=2", "model.transformer.dual=1", "model.transf
 
 
 def test_variants_take_turns(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(type(self)))
     compiled, stepped = [], []
     step = EditorTraining.training_step
 
@@ -21,7 +21,11 @@ def test_variants_take_turns(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(EditorTraining, "training_step", seen)
     throughput.main([*SMALL, "--rounds=2", f"--out={tmp_path / 'told.json'}"])
-    assert len(compiled) == 2  # with and without bf16
+    # A block of either kind, with and without bf16.
+    assert sorted(kind.__name__ for kind in compiled) == [
+        *["FluxSingleTransformerBlock"] * 2,
+        *["FluxTransformerBlock"] * 2,
+    ]
     rounds = [stepped[k : k + 4] for k in range(0, len(stepped), 4)]
     assert len(rounds) == 4  # two of them thrown away
     assert all(

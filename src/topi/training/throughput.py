@@ -46,7 +46,7 @@ class Steps:
         self.module, self.precision = module, precision
         self.optimizer = module.configure_optimizers()
         if compiled:
-            module.transformer.compile(dynamic=False)
+            module.transformer.compile_repeated_blocks(dynamic=False)
 
     def __call__(self, batch: Batch) -> None:
         """Loss, its gradient, clipping, update."""
