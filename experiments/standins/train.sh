@@ -8,7 +8,7 @@ set -euf
 schedule=${1:-gpu}
 study=${2:-study}
 hardware=${HARDWARE:-an unnamed machine}
-workers=${WORKERS:+workers=$WORKERS}
+machine="${WORKERS:+workers=$WORKERS} ${PRECISION:+precision=$PRECISION}" # which precision is faster: topi.training.throughput
 python=${PYTHON:-.venv/bin/python}
 
 models="kontext_standin qwen_standin"
@@ -16,16 +16,17 @@ test "$schedule" != none || models=
 # Most of the samples are of the tasks that small models learn last; the end makes up for those left behind.
 late='data.focus=0.6 data.focus_on=[add,replace,zoom,rotate,resize]'
 left='data.focus=0.3 data.focus_on=[zoom,rotate,resize,style,tone,background]'
-both='data.focus=0.4 data.focus_on=[add,replace,zoom,rotate,resize,style,tone,background]'
+both='data.focus=0.5 data.focus_on=[pan,zoom,rotate,resize,add,replace,recolour,style,tone,background]'
 for model in $models; do
     out=results/training/$model
     two='data=mini_edit_plus data.plus=0.25'
     end=schedule=finish
     test "$schedule" != smoke || end=schedule=smoke
-    set -- "$python" -m topi.training model=$model $workers hardware="'$hardware'"
+    set -- "$python" -m topi.training model=$model $machine hardware="'$hardware'"
     ship=ship=${SHIP:-true}
     case $model-$schedule in
-        qwen_standin-cpu) "$@" $two $both schedule=cpu_second start=results/training/kontext_standin_finish out=$out $ship ;;
+        # On CPUs it goes on from the shipped one; deepened as long as that had fewer layers.
+        qwen_standin-cpu) "$@" data=mini_edit_plus data.plus=0.2 $both schedule=cpu_deepen start=shipped deepen=true out=$out $ship ;;
         *)
             data=data.beside=0.1
             test $model = kontext_standin || data=$two
@@ -38,11 +39,11 @@ done
 
 runs=
 for factor in none no_copy_head wide_copy_head conv_latents moved_references moving_content irrelevant_content fine_grid finer_grid deeper longer; do
-    "$python" -m topi.training factor=$factor schedule="$study" $workers \
+    "$python" -m topi.training factor=$factor schedule="$study" $machine \
         out=results/redundancy/$factor hardware="'$hardware'"
     runs="$runs results/redundancy/$factor"
 done
-"$python" -m topi.training schedule="$study" $workers seed=1 \
+"$python" -m topi.training schedule="$study" $machine seed=1 \
     out=results/redundancy/another_seed hardware="'$hardware'" # how far two equal runs are apart
 "$python" -m topi.evaluation.redundancy $runs results/redundancy/another_seed \
     --out results/redundancy/measured --samples "${SAMPLES:-48}" --size "${SIZE:-96}"
