@@ -8,7 +8,7 @@ set -euf
 schedule=${1:-gpu}
 study=${2:-study}
 hardware=${HARDWARE:-an unnamed machine}
-machine="${WORKERS:+workers=$WORKERS} ${PRECISION:+precision=$PRECISION}" # which precision is faster: topi.training.throughput
+workers=${WORKERS:+workers=$WORKERS}
 python=${PYTHON:-.venv/bin/python}
 
 models="kontext_standin qwen_standin"
@@ -22,7 +22,7 @@ for model in $models; do
     two='data=mini_edit_plus data.plus=0.25'
     end=schedule=finish
     test "$schedule" != smoke || end=schedule=smoke
-    set -- "$python" -m topi.training model=$model $machine hardware="'$hardware'"
+    set -- "$python" -m topi.training model=$model $workers hardware="'$hardware'"
     ship=ship=${SHIP:-true}
     case $model-$schedule in
         # On CPUs it goes on from the shipped one; deepened as long as that had fewer layers.
@@ -39,11 +39,11 @@ done
 
 runs=
 for factor in none no_copy_head wide_copy_head conv_latents moved_references moving_content irrelevant_content fine_grid finer_grid deeper longer; do
-    "$python" -m topi.training factor=$factor schedule="$study" $machine \
+    "$python" -m topi.training factor=$factor schedule="$study" $workers \
         out=results/redundancy/$factor hardware="'$hardware'"
     runs="$runs results/redundancy/$factor"
 done
-"$python" -m topi.training schedule="$study" $machine seed=1 \
+"$python" -m topi.training schedule="$study" $workers seed=1 \
     out=results/redundancy/another_seed hardware="'$hardware'" # how far two equal runs are apart
 "$python" -m topi.evaluation.redundancy $runs results/redundancy/another_seed \
     --out results/redundancy/measured --samples "${SAMPLES:-48}" --size "${SIZE:-96}"

@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import replace
 
+import lightning as L
 import pandas as pd
 import pytest
 import torch
@@ -15,7 +16,7 @@ from topi.config import ConfigError, conf_folder
 from topi.models import standin
 from topi.models.standin import FAMILIES, BlockTransformVAE, load_parts, load_standin
 from topi.models.text import PromptCache
-from topi.training import run
+from topi.training import precision, run
 from topi.training.module import EditorTraining, Schedule, to_signed
 from topi.training.stream import Draw, draw_batch
 
@@ -29,7 +30,7 @@ QUICK += ["precision=32-true", "validate_every=1000"]
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Several sum Muon's bf16 products in an order of the moment; one repeats bit by bit."""
+    """Several may sum products in an order of the moment; one repeats bit by bit."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -125,6 +126,28 @@ def test_weights_shipped_again_tell_their_runs_once(train, monkeypatch, tmp_path
     train("kontext", "third", "start=shipped", "ship=true")
     with pytest.raises(ConfigError, match="began with other weights than start=shipped"):
         train("kontext", "second", "start=shipped", "ship=true")
+
+
+def test_the_faster_precision_is_taken_and_told(train, monkeypatch):
+    took = {torch.bfloat16: 2.0, torch.float32: 1.0}
+    monkeypatch.setattr(precision, "product_seconds", lambda dtype, device: took[dtype])
+    seen = []
+    fit = L.Trainer.fit
+    monkeypatch.setattr(
+        L.Trainer, "fit", lambda self, *a, **k: (seen.append(self.precision), fit(self, *a, **k))[1]
+    )
+    train("kontext", "out", "precision=auto", "stop_after=0")
+    took[torch.bfloat16] = 0.5  # the same run goes on on another machine
+    out = train("kontext", "out", "precision=auto")
+    assert list(dict.fromkeys(seen)) == ["32-true", "bf16-mixed"]
+    told = json.loads((out / "recipe.json").read_text())["runs"][-1]
+    assert told["precision"] == ["32-true", "bf16-mixed"]
+
+
+def test_precisions_are_timed_on_products_of_their_own():
+    seconds = [precision.product_seconds(t, "cpu") for t in (torch.bfloat16, torch.float32)]
+    assert all(0 < s < 10 for s in seconds)
+    assert precision.faster_precision("cpu") in run.PRECISIONS
 
 
 def test_what_was_measured_of_the_former_weights_is_not_shipped(train, monkeypatch, tmp_path):
@@ -363,6 +386,7 @@ def test_impossible_configurations_are_refused():
         (["data.beside=2"], "share, from 0 to 1"),
         (["model=qwen_standin", "data.beside=1"], "is for Kontext"),
         (["longer=0"], "at least 1"),
+        (["precision=64-true"], "choose one of: auto, bf16-mixed, 32-true"),
         (["+model.colour=red"], "colour"),
     ):
         with pytest.raises(ConfigError, match=message):

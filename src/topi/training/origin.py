@@ -24,16 +24,17 @@ TOLD = ("recipe.json", "curves.csv")
 PACKAGES = ("torch", "diffusers", "lightning")
 
 
-def begin(config: Any, out: Path, source: Path | None) -> dict[str, Any]:
+def begin(config: Any, out: Path, source: Path | None, precision: str) -> dict[str, Any]:
     """Open the folder of a run, or go on in it; returns what `run.json` tells of it.
 
-    That is `settings`, `start` (SHA-256 of the weights it began with), `commits` of the attempts,
-    `python` and `versions`.
+    That is `settings`, `start` (SHA-256 of the weights it began with), `commits` and `precision` of
+    the attempts, `python` and `versions`.
 
     Args:
         config: a `TrainingConfig`.
         out: the folder.
         source: the folder of the weights that it starts from, if it does.
+        precision: that of this attempt.
 
     Raises:
         ConfigError: the folder holds another run, or one that began with other weights.
@@ -42,7 +43,7 @@ def begin(config: Any, out: Path, source: Path | None) -> dict[str, Any]:
     start = _sha256(weights) if weights else None
     settings = OmegaConf.to_container(OmegaConf.structured(config))
     settings = {name: value for name, value in settings.items() if name not in FREE}
-    told = {"settings": settings, "start": start, "commits": [], "python": "", "versions": {}}
+    told = {"settings": settings, "start": start, "commits": [], "precision": []}
     if file.exists():
         told = files.read_json(file)
         _refuse_another(told, settings, start, out)
@@ -54,6 +55,8 @@ def begin(config: Any, out: Path, source: Path | None) -> dict[str, Any]:
     at = commit()
     if at and (name := at["commit"] + ("+" if at["dirty"] else "")) not in told["commits"]:
         told["commits"].append(name)
+    if precision not in told["precision"]:
+        told["precision"].append(precision)
     told["python"] = platform.python_version()
     told["versions"] = {name: version(name) for name in PACKAGES}
     files.write_json(file, told)

@@ -32,12 +32,14 @@ from topi.training.deepen import deepened
 from topi.training.flow import NOISE_MEAN, NOISE_SPREAD
 from topi.training.module import EditorTraining, Schedule, to_signed
 from topi.training.origin import begin
+from topi.training.precision import faster_precision
 from topi.training.stream import Draw, loader, stacked, validation_batches
 
 log = logging.getLogger(__name__)
 
 SHIPPED = ("kontext_standin", "qwen_standin")
 LOGGERS = ("csv", "wandb_offline", "wandb")
+PRECISIONS = ("auto", "bf16-mixed", "32-true")
 
 
 @dataclass
@@ -151,6 +153,7 @@ def read_training(composed: DictConfig) -> TrainingConfig:
     check_choice("model.kind", config.model.kind, FAMILIES)
     check_choice("model.latents", config.model.latents, LATENTS)
     check_choice("logger", config.logger, LOGGERS)
+    check_choice("precision", config.precision, PRECISIONS)
     if not config.phases:
         raise ConfigError("phases is empty; name at least one.")
     for k, phase in enumerate(config.phases):
@@ -193,7 +196,8 @@ def train(config: TrainingConfig) -> bool:
     out.mkdir(parents=True, exist_ok=True)
     deadline = None if config.stop_after is None else time.monotonic() + 60 * config.stop_after
     family = FAMILIES[config.model.kind]
-    begun = begin(config, out, before(config))
+    precision = chosen_precision(config)
+    begun = begin(config, out, before(config), precision)
     transformer, vae = starting_point(config, out)
     module = EditorTraining(
         family,
@@ -217,7 +221,7 @@ def train(config: TrainingConfig) -> bool:
         if done.exists():
             log.info("phase %d is done (%s); going on from it", index, done)
             module.load_state_dict(load_file(done))
-        elif not train_phase(module, config, index, phase):
+        elif not train_phase(module, config, index, phase, precision):
             log.info("stopped in phase %d; the same command goes on from here", index)
             return False
     save_standin(module.transformer, module.vae, out)
@@ -279,7 +283,17 @@ def new_transformer(model: ModelSpec) -> nn.Module:
     return FAMILIES[model.kind].new(**{**model.transformer, **more})
 
 
-def train_phase(module: EditorTraining, config: TrainingConfig, index: int, phase: Phase) -> bool:
+def chosen_precision(config: TrainingConfig) -> str:
+    """`config.precision`; with `auto` the one that is faster where the run trains."""
+    if config.precision != "auto":
+        return config.precision
+    cuda = config.accelerator != "cpu" and torch.cuda.is_available()
+    return faster_precision("cuda" if cuda else "cpu")
+
+
+def train_phase(
+    module: EditorTraining, config: TrainingConfig, index: int, phase: Phase, precision: str
+) -> bool:
     """Train one phase, from its last checkpoint if there is one; returns whether it is finished."""
     out = Path(config.out)
     folder = out / f"phase-{index}"
@@ -307,7 +321,7 @@ def train_phase(module: EditorTraining, config: TrainingConfig, index: int, phas
     trainer = L.Trainer(
         accelerator=config.accelerator,
         devices=1,
-        precision=config.precision,
+        precision=precision,
         max_epochs=-1,
         val_check_interval=config.validate_every,
         check_val_every_n_epoch=None,
@@ -412,6 +426,7 @@ def runs(config: TrainingConfig, out: Path, begun: Mapping[str, Any]) -> list[di
         "for data",
         "seed": config.seed,
         "start": begun["start"],
+        "precision": begun["precision"],
         "commits": begun["commits"],
         "python": begun["python"],
         "versions": begun["versions"],
