@@ -277,7 +277,7 @@ def test_a_start_may_be_deepened_to_what_is_configured(tmp_path):
 def test_shipped_weights_are_a_start_by_their_name():
     for start, name in (("shipped", "qwen_standin"), ("kontext_standin", "kontext_standin")):
         config = composed("model=qwen_standin", f"start={start}")
-        assert run.before(config) == run.weights_folder(name)
+        assert run.before(config) == [run.weights_folder(name)]
 
 
 @pytest.mark.parametrize("kind", ["kontext", "qwen_edit", "qwen_edit_plus"])

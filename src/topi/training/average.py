@@ -7,7 +7,11 @@ arXiv 2109.01903). Choose the share on the calibration split.
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+
+import torch
+from torch import nn
 
 from topi.errors import ToPiError
 from topi.models.standin.weights import load_parts, save_standin, weights_folder
@@ -28,20 +32,38 @@ def average(before: Path, after: Path, share: float, out: Path) -> None:
     """
     if not 0 <= share <= 1:
         raise ToPiError(f"--share is {share}; it must be between 0 and 1.")
-    (old, vae), (new, same_vae) = load_parts(before), load_parts(after)
-    old_tensors, new_tensors = old.state_dict(), new.state_dict()
-    shapes = [{n: t.shape for n, t in tensors.items()} for tensors in (old_tensors, new_tensors)]
-    latents = [{n: t.tolist() for n, t in part.state_dict().items()} for part in (vae, same_vae)]
-    if shapes[0] != shapes[1] or latents[0] != latents[1]:
+    models, vaes = zip(load_parts(before), load_parts(after), strict=True)
+    if not (same_shapes(models) and same_latents(vaes)):
         raise ToPiError(f"{before} and {after} are not the same model: choose a run from {before}.")
-    new.load_state_dict({n: t.lerp(new_tensors[n], share) for n, t in old_tensors.items()})
-    save_standin(new, vae, out)
+    save_standin(weighted_mean(models, (1 - share, share)), vaes[0], out)
     told = json.loads((after / "recipe.json").read_text())
     told["runs"][-1]["training"] += f"; averaged: {share:g} of this run, the rest from before it"
     (out / "recipe.json").write_text(json.dumps(told, indent=1) + "\n")
     for name in ("curves.csv", "curves.png"):
         if (after / name).exists():
             shutil.copy(after / name, out)
+
+
+@torch.no_grad()
+def weighted_mean(models: Sequence[nn.Module], shares: Sequence[float]) -> nn.Module:
+    """The last of some models of the same shapes, with the mean of all; shares add to one."""
+    states = [model.state_dict() for model in models]
+    for name, tensor in states[-1].items():
+        parts = [share * state[name] for share, state in zip(shares, states, strict=True)]
+        tensor.copy_(torch.stack(parts).sum(0))
+    return models[-1]
+
+
+def same_shapes(models: Sequence[nn.Module]) -> bool:
+    """Whether all have parameters of the same names and shapes."""
+    first, *others = ({n: t.shape for n, t in m.state_dict().items()} for m in models)
+    return all(other == first for other in others)
+
+
+def same_latents(vaes: Sequence[nn.Module]) -> bool:
+    """Whether all encode alike."""
+    first, *others = ({n: t.tolist() for n, t in vae.state_dict().items()} for vae in vaes)
+    return all(other == first for other in others)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -26,6 +26,7 @@ from topi.data.mini_edit import TRAIN_SHARES, draw_pair, label
 from topi.models.standin import FAMILIES, LATENTS, kontext, load_parts, save_standin, weights_folder
 from topi.models.text import PromptCache
 from topi.training.autoencoder import train_autoencoder
+from topi.training.average import same_latents, same_shapes, weighted_mean
 from topi.training.convert import qwen_from_kontext
 from topi.training.curves import draw_curves
 from topi.training.deepen import deepened
@@ -242,24 +243,21 @@ def train(config: TrainingConfig) -> bool:
 
 
 def starting_point(config: TrainingConfig, out: Path) -> tuple[nn.Module, nn.Module]:
-    """(transformer, VAE) to begin with: new ones, shipped ones or those of an earlier run.
+    """(transformer, VAE) to begin with: new ones, or the mean of those that `start` names.
 
     Raises:
-        ConfigError: they are of an architecture that this one cannot start from.
+        ConfigError: they are of an architecture that this one cannot start from, or do not average.
     """
-    if source := before(config):
-        transformer, vae = load_parts(source)
-        family = FAMILIES[config.model.kind].transformer
-        if isinstance(transformer, family):
-            return _deepened(config, transformer), vae
-        if family is not QwenImageTransformer2DModel:
+    if sources := before(config):
+        parts = [load_parts(source) for source in sources]
+        models = [_as_configured(config, transformer) for transformer, _ in parts]
+        vaes = [vae for _, vae in parts]
+        if not (same_shapes(models) and same_latents(vaes)):
             raise ConfigError(
-                f"start={config.start} is a {type(transformer).__name__}, and {config.model.name} "
-                f"is a {family.__name__}: only a Qwen stand-in can start as a Kontext one."
+                f"start={config.start} names models of different shapes or latents: only those "
+                "of one family can be averaged."
             )
-        pooled = PromptCache()([draw_pair("train", k, 64)[2] for k in range(400)])[1]
-        zero = config.model.transformer.get("zero_cond_t", False)
-        return _deepened(config, qwen_from_kontext(transformer, pooled, zero)), vae
+        return weighted_mean(models, [1 / len(models)] * len(models)), vaes[-1]
     transformer = new_transformer(config.model)
     if config.model.latents == "conv":
         own = vars(config.autoencoder)
@@ -271,7 +269,18 @@ def starting_point(config: TrainingConfig, out: Path) -> tuple[nn.Module, nn.Mod
     return transformer, LATENTS["block"]().fit(images)
 
 
-def _deepened(config: TrainingConfig, transformer: nn.Module) -> nn.Module:
+def _as_configured(config: TrainingConfig, transformer: nn.Module) -> nn.Module:
+    """A trained transformer as one of the configured family and, with `deepen`, depth."""
+    family = FAMILIES[config.model.kind].transformer
+    if not isinstance(transformer, family):
+        if family is not QwenImageTransformer2DModel:
+            raise ConfigError(
+                f"start={config.start} is a {type(transformer).__name__}, and {config.model.name} "
+                f"is a {family.__name__}: only a Qwen stand-in can start as a Kontext one."
+            )
+        pooled = PromptCache()([draw_pair("train", k, 64)[2] for k in range(400)])[1]
+        zero = config.model.transformer.get("zero_cond_t", False)
+        transformer = qwen_from_kontext(transformer, pooled, zero)
     return deepened(transformer, new_transformer(config.model)) if config.deepen else transformer
 
 
@@ -365,13 +374,15 @@ def loggers_of(config: TrainingConfig, index: int, start: int) -> list[Logger]:
     return found
 
 
-def before(config: TrainingConfig) -> Path | None:
-    """The folder whose weights the run starts from; None if it starts from scratch."""
-    if config.start == "scratch":
-        return None
-    if config.start in SHIPPED:
-        return weights_folder(config.start)
-    return weights_folder(config.model.name) if config.start == "shipped" else Path(config.start)
+def before(config: TrainingConfig) -> list[Path]:
+    """The folders whose weights the run starts from; none if it starts from scratch."""
+    return [_folder(config, name) for name in config.start.split("+") if name != "scratch"]
+
+
+def _folder(config: TrainingConfig, start: str) -> Path:
+    if start == "shipped":
+        return weights_folder(config.model.name)
+    return weights_folder(start) if start in SHIPPED else Path(start)
 
 
 def curves(config: TrainingConfig, out: Path) -> pd.DataFrame:
