@@ -257,6 +257,31 @@ def test_a_qwen_stand_in_starts_as_a_kontext_one(train, monkeypatch):
         train("kontext", "other", f"start={out}")
 
 
+def test_a_start_may_be_the_mean_of_several(train, tmp_path):
+    """Which tells what led to each, and what led to both only once."""
+    still = "phases=[{sizes: [[48, 48]], batch: 2, steps: 1, lr: 0.0}]"
+    first = train("kontext", "first")
+    second = train("qwen_edit", "second", f"start={first}", "phases.0.lr=0.3", "ema=0.1")
+    out = train("qwen_edit", "out", f"start={first}+{second}", still)
+    old, new, mean = (load_file(folder / "model.safetensors") for folder in (first, second, out))
+    name = "transformer_blocks.2.img_mlp.net.0.proj.weight"
+    converted = old["transformer.single_transformer_blocks.1.proj_mlp.weight"].float()
+    both = (converted + new[f"transformer.{name}"].float()) / 2
+    torch.testing.assert_close(mean[f"transformer.{name}"].float(), both, atol=2e-4, rtol=1e-3)
+    assert (both - converted).abs().mean() > 0.001
+    told = json.loads((out / "recipe.json").read_text())["runs"]
+    before = json.loads((second / "recipe.json").read_text())["runs"]
+    assert len(told) == 3 and told[:2] == before
+    hashes = [hashlib.sha256((f / "model.safetensors").read_bytes()) for f in (first, second)]
+    assert told[2]["start"] == "+".join(h.hexdigest() for h in hashes)
+    logged = pd.read_csv(out / "curves.csv")
+    assert logged["run"].unique().tolist() == [1, 2, 3]
+    assert not logged.duplicated(["run", "phase", "step"]).any()
+    deeper = train("qwen_edit", "deeper", "model.transformer.layers=3")
+    with pytest.raises(ConfigError, match="different shapes or latents"):
+        train("qwen_edit", "refused", f"start={second}+{deeper}")
+
+
 def test_a_start_may_be_deepened_to_what_is_configured(tmp_path):
     def depths(transformer):
         return len(transformer.transformer_blocks), len(transformer.single_transformer_blocks)
