@@ -277,9 +277,9 @@ def test_a_start_may_be_the_mean_of_several(train, tmp_path):
     logged = pd.read_csv(out / "curves.csv")
     assert logged["run"].unique().tolist() == [1, 2, 3]
     assert not logged.duplicated(["run", "phase", "step"]).any()
-    deeper = train("qwen_edit", "deeper", "model.transformer.layers=3")
+    shallower = train("qwen_edit", "shallower")
     with pytest.raises(ConfigError, match="different shapes or latents"):
-        train("qwen_edit", "refused", f"start={second}+{deeper}")
+        train("qwen_edit", "refused", f"start={second}+{shallower}")
 
 
 def test_a_start_may_be_deepened_to_what_is_configured(tmp_path):
