@@ -257,7 +257,7 @@ def test_a_qwen_stand_in_starts_as_a_kontext_one(train, monkeypatch):
         train("kontext", "other", f"start={out}")
 
 
-def test_a_start_may_be_the_mean_of_several(train, tmp_path):
+def test_a_start_may_be_the_mean_of_several(train):
     """Which tells what led to each, and what led to both only once."""
     still = "phases=[{sizes: [[48, 48]], batch: 2, steps: 1, lr: 0.0}]"
     first = train("kontext", "first")

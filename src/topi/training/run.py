@@ -376,7 +376,9 @@ def loggers_of(config: TrainingConfig, index: int, start: int) -> list[Logger]:
 
 def before(config: TrainingConfig) -> list[Path]:
     """The folders whose weights the run starts from; none if it starts from scratch."""
-    return [_folder(config, name) for name in config.start.split("+") if name != "scratch"]
+    if config.start == "scratch":
+        return []
+    return [_folder(config, name) for name in config.start.split("+")]
 
 
 def _folder(config: TrainingConfig, start: str) -> Path:
