@@ -411,6 +411,8 @@ def test_impossible_configurations_are_refused():
         (["data.beside=2"], "share, from 0 to 1"),
         (["model=qwen_standin", "data.beside=1"], "is for Kontext"),
         (["longer=0"], "at least 1"),
+        (["start=shiped"], "no weights in shiped. Name scratch, shipped"),
+        (["start=scratch+shipped"], "no weights in scratch"),
         (["precision=64-true"], "choose one of: auto, bf16-mixed, 32-true"),
         (["+model.colour=red"], "colour"),
     ):

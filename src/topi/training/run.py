@@ -175,6 +175,13 @@ def read_training(composed: DictConfig) -> TrainingConfig:
         check_choice("data.focus_on", task, TRAIN_SHARES)
     if config.data.focus and not config.data.focus_on:
         raise ConfigError(f"data.focus={config.data.focus} needs tasks in data.focus_on.")
+    for folder in before(config):
+        if not (folder / "model.safetensors").exists():
+            raise ConfigError(
+                f"start={config.start}: there are no weights in {folder}. Name scratch, shipped, "
+                f"{', '.join(SHIPPED)} or the folder of a finished run, or several of these but "
+                "scratch with a plus between them, to start from their mean."
+            )
     if config.data.beside and config.model.kind != "kontext":
         raise ConfigError("data.beside is for Kontext, which takes a single picture.")
     if config.longer < 1:
