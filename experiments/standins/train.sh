@@ -16,7 +16,7 @@ test "$schedule" != none || models=
 # Most of the samples are of the tasks that small models learn last; the end makes up for those left behind.
 late='data.focus=0.6 data.focus_on=[add,replace,zoom,rotate,resize]'
 left='data.focus=0.3 data.focus_on=[zoom,rotate,resize,style,tone,background]'
-both='data.focus=0.4 data.focus_on=[add,replace,zoom,rotate,resize,style,tone,background]'
+both='data.focus=0.5 data.focus_on=[add,replace,zoom,rotate,resize,style,tone,background]'
 for model in $models; do
     out=results/training/$model
     two='data=mini_edit_plus data.plus=0.25'
@@ -25,7 +25,11 @@ for model in $models; do
     set -- "$python" -m topi.training model=$model $workers hardware="'$hardware'"
     ship=ship=${SHIP:-true}
     case $model-$schedule in
-        qwen_standin-cpu) "$@" $two $both schedule=cpu_second start=results/training/kontext_standin_finish out=$out $ship ;;
+        qwen_standin-cpu)
+            set -- "$@" $both data=mini_edit_plus
+            "$@" data.plus=0.25 schedule=cpu_second start=results/training/kontext_standin_finish out=$out
+            "$@" data.plus=0.1 schedule=full_size start=$out out=${out}_full_size $ship
+            ;;
         *)
             data=data.beside=0.1
             test $model = kontext_standin || data=$two
