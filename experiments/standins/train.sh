@@ -17,6 +17,7 @@ test "$schedule" != none || models=
 late='data.focus=0.6 data.focus_on=[add,replace,zoom,rotate,resize]'
 left='data.focus=0.3 data.focus_on=[zoom,rotate,resize,style,tone,background]'
 both='data.focus=0.5 data.focus_on=[add,replace,zoom,rotate,resize,style,tone,background]'
+taken='data.focus=0.7 data.focus_on=[add,replace,zoom,rotate,resize,style,tone,background,visual_reference]'
 for model in $models; do
     out=results/training/$model
     two='data=mini_edit_plus data.plus=0.25'
@@ -26,9 +27,10 @@ for model in $models; do
     ship=ship=${SHIP:-true}
     case $model-$schedule in
         qwen_standin-cpu)
-            set -- "$@" $both data=mini_edit_plus
-            "$@" data.plus=0.25 schedule=cpu_second start=results/training/kontext_standin_finish out=$out
-            "$@" data.plus=0.1 schedule=full_size start=$out out=${out}_full_size $ship
+            set -- "$@" data=mini_edit_plus
+            "$@" $both data.plus=0.25 schedule=cpu_second start=results/training/kontext_standin_finish out=$out
+            "$@" $both data.plus=0.1 schedule=full_size start=$out out=${out}_full_size
+            "$@" $taken data.plus=0.5 schedule=two_references start=${out}_full_size out=${out}_two_references $ship
             ;;
         *)
             data=data.beside=0.1

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from topi.data.mini_edit import draw_pair, train_task
+from topi.data.mini_edit_plus import draw_plus, train_plus_task
 from topi.models.standin import FAMILIES
 from topi.training.stream import (
     STRIDE,
@@ -78,10 +79,25 @@ def test_chosen_tasks_are_drawn_alone_or_by_their_share():
         return sum(asked) / 40
 
     assert share(1.0) == 1 > share(0.5) > share(0.0)
-    index = index_among(("add", "zoom"), 3)
+    index = index_among(("add", "zoom"), 3, train_task)
     assert index >= 3 and index % STRIDE == 3  # no other index of the batch can come to be the same
     assert draw_pair("train", index, 48)[4] == train_task(index)
     assert train_task(index) in ("add", "zoom")
+
+
+def test_chosen_tasks_with_two_references_are_drawn_alone():
+    def batch(*tasks):
+        return draw_batch(Draw([(48, 48)], 24, KONTEXT, plus=1.0, focus=1.0, focus_on=tasks), 0)
+
+    def takes_a_thing(prompt):
+        return prompt.startswith(("put", "add", "replace"))
+
+    assert all(map(takes_a_thing, batch("visual_reference", "zoom").prompts))
+    assert not any(map(takes_a_thing, batch("visual_material_transfer").prompts))
+    either = batch("zoom").prompts  # names no task with two references: these are all drawn
+    assert 0 < sum(map(takes_a_thing, either)) < 24
+    for index in range(8):
+        assert draw_plus("train", index, 48)[5] == train_plus_task(index)
 
 
 def test_references_may_have_a_size_of_their_own():

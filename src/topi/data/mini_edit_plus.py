@@ -115,9 +115,18 @@ def draw_plus_edit(
 ) -> tuple[Edit, np.ndarray, str]:
     """A sample with all that is known about it, its second reference and its task."""
     rng = np.random.default_rng([SPLITS[split], index])
-    number = int(rng.integers(4)) if split == "train" else index
+    number = _train_number(rng) if split == "train" else index
     task = TASKS[number % 2]
     return *EDITS[task][number // 2 % 2](rng, pixel_size(size)), task
+
+
+def train_plus_task(index: int) -> str:
+    """The task of a sample of the training split, without drawing it."""
+    return TASKS[_train_number(np.random.default_rng([SPLITS["train"], index])) % 2]
+
+
+def _train_number(rng: np.random.Generator) -> int:
+    return int(rng.integers(4))
 
 
 def draw_plus(

@@ -23,6 +23,7 @@ from torch import nn
 
 from topi.config import ConfigError, check_choice, sentence
 from topi.data.mini_edit import TRAIN_SHARES, draw_pair, label
+from topi.data.mini_edit_plus import TASKS as PLUS_TASKS
 from topi.models.standin import FAMILIES, LATENTS, kontext, load_parts, save_standin, weights_folder
 from topi.models.text import PromptCache
 from topi.training.autoencoder import train_autoencoder
@@ -172,7 +173,7 @@ def read_training(composed: DictConfig) -> TrainingConfig:
                 f"data.{name}={getattr(config.data, name)} must be a share, from 0 to 1."
             )
     for task in config.data.focus_on:
-        check_choice("data.focus_on", task, TRAIN_SHARES)
+        check_choice("data.focus_on", task, (*TRAIN_SHARES, *PLUS_TASKS))
     if config.data.focus and not config.data.focus_on:
         raise ConfigError(f"data.focus={config.data.focus} needs tasks in data.focus_on.")
     for folder in before(config):

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from topi.data import CATEGORIES
 from topi.data.mini_edit import draw_pair, train_task
-from topi.data.mini_edit_plus import draw_plus
+from topi.data.mini_edit_plus import TASKS, draw_plus, train_plus_task
 from topi.data.scene import random_scene
 from topi.data.tasks import to_uint8
 
@@ -44,7 +44,8 @@ class Draw:
         scale: references are scaled by a factor between 1 / scale and scale.
         enlarge: draw at the size, then enlarge so many times: objects span more tokens.
         focus: share of samples drawn among the tasks of `focus_on` alone, by their shares.
-        focus_on: names of MiniEdit's tasks.
+        focus_on: names of tasks, of MiniEdit and of MiniEditPlus; where it names none of those
+            with as many references as the batch, all of them are drawn.
         beside: share of batches with an unrelated scene on the right of each reference, as an
             editor of one picture gets several references.
         plus: share of batches with two references.
@@ -79,10 +80,12 @@ def draw_batch(draw: Draw, step: int, offset: int = 0) -> Batch:
     first = int(rng.integers(1 << 40))
     several = rng.random() < draw.plus
     indices = range(first, first + count)
-    if draw.focus and not several:
+    tasks = [task for task in draw.focus_on if (task in TASKS) == several]
+    if draw.focus and tasks:
         focused = rng.random(count) < draw.focus
         pairs = zip(indices, focused, strict=True)
-        indices = [index_among(draw.focus_on, k) if f else k for k, f in pairs]
+        task_of = train_plus_task if several else train_task
+        indices = [index_among(tasks, k, task_of) if f else k for k, f in pairs]
     rows = [_draw(several, index, size) for index in indices]
     beside = draw.beside and rng.random() < draw.beside
     size, shown_size = (enlarged(s, draw.enlarge) for s in (size, shown_size))
@@ -110,9 +113,9 @@ def beside_another(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([image, to_uint8(random_scene(rng, size).render(size))], axis=1)
 
 
-def index_among(tasks: Sequence[str], index: int) -> int:
+def index_among(tasks: Sequence[str], index: int, task_of: Callable[[int], str]) -> int:
     """The first index from this one on, in strides, whose training sample is of one of `tasks`."""
-    while train_task(index) not in tasks:
+    while task_of(index) not in tasks:
         index += STRIDE
     return index
 
