@@ -200,6 +200,59 @@ def test_card_says_which_bars_are_missed(card):
     assert model_card.bars(card) == []  # no bar was set for it
 
 
+class Counting(Perfect):
+    """Counts its edits, and dies at the edit of its number `last`."""
+
+    def __init__(self, last=None):
+        self.edits, self.last = 0, last
+
+    def edit(self, sample, seed=0):
+        self.edits += 1
+        if self.edits == self.last:
+            raise KeyboardInterrupt
+        return sample.target
+
+
+def test_a_killed_card_goes_on_at_the_next_sample(tmp_path):
+    def shapes(editor):
+        return model_card.other_shapes(editor, 12, tmp_path / "rows")
+
+    with pytest.raises(KeyboardInterrupt):
+        shapes(Counting(last=11))
+    with (tmp_path / "rows").open("a") as file:
+        file.write('{"id": "torn')  # as the kill left it
+    second = Counting()
+    assert shapes(second) == model_card.other_shapes(Perfect(), 12)
+    assert second.edits == 12 - 8  # batches of eight were finished
+
+    with pytest.raises(KeyboardInterrupt):
+        model_card.two_references(Counting(last=17), 16, tmp_path)
+    third = Counting()
+    assert model_card.two_references(third, 16, tmp_path) == model_card.two_references(
+        Perfect(), 16
+    )
+    assert third.edits == 16  # of the second pass, with another image in place of the second
+
+
+def test_pruning_goes_on_at_the_next_sample(editor, card, tmp_path, monkeypatch):
+    samples = [MiniEdit("evaluation", 64)[k] for k in range(4)]
+    rows = tmp_path / "pruning.rows.jsonl"
+    with rows.open("w") as file:
+        file.write('{"sample": "torn')
+    assert model_card.pruning(editor, samples, 1, rows) == card["pruning"]
+    monkeypatch.setattr(model_card, "make_method", None)  # all are there: no method is needed
+    assert model_card.pruning(editor, samples, 1, rows) == card["pruning"]
+
+
+def test_rows_are_kept_for_what_they_depend_on(editor, calibration):
+    keys = {
+        model_card.settings_key(each, calibration, *counts)
+        for each in (editor, Editor(editor.config, editor.pipe, "def"))
+        for counts in ((8, 4), (8, 5), (9, 4))
+    }
+    assert len(keys) == 6 and all(key.startswith("untrained-") for key in keys)
+
+
 class Painter:
     """Edits with several references by painting the second one over the first."""
 

@@ -1,6 +1,7 @@
 """How well an editor edits: its images against the true edits of held-out samples."""
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from rich.progress import track
 
 from topi.data import EditSample
 from topi.models.editor import Editor
+from topi.results import files
 
 
 def psnr(image: np.ndarray, target: np.ndarray, where: np.ndarray | None = None) -> float:
@@ -59,18 +61,23 @@ def held_out_rows(
     seed: int = 0,
     batch: int = 8,
     made: Callable[[int, Image.Image], bool | None] = lambda index, image: None,
+    path: Path | None = None,
 ) -> list[dict[str, object]]:
     """`compare` for every sample, edited `batch` at a time.
 
     Args:
         made: (index of the sample, edited image) -> was the edit made that was asked for? None
             where that cannot be told.
+        path: a file that keeps the finished rows, so that a killed run goes on there.
     """
-    samples, rows = list(samples), []
-    starts = range(0, len(samples), batch)
+    samples = list(samples)
+    rows: list[dict[str, object]] = [] if path is None else files.resume_lines(path)
+    starts = range(len(rows), len(samples), batch)
     for start in track(starts, f"{editor.name}: held-out edits"):
         chunk = samples[start : start + batch]
         images = edit_batch(editor, chunk, seed)
         for index, (sample, image) in enumerate(zip(chunk, images, strict=True), start):
             rows.append(compare(sample, image) | {"made": made(index, image)})
+            if path is not None:
+                files.append(path, rows[-1])
     return rows

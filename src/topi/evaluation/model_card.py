@@ -1,7 +1,11 @@
-"""The model card of a stand-in, measured anew by `python -m topi.evaluation.model_card MODEL`."""
+"""The model card of a stand-in, measured anew by `python -m topi.evaluation.model_card MODEL`.
+
+That takes hours of a CPU; a killed run goes on at the next sample when it is started again.
+"""
 
 import argparse
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +16,6 @@ from hydra import compose, initialize_config_dir
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from omegaconf import OmegaConf
 from PIL import Image
-from rich.progress import track
 
 from topi.config import conf_folder
 from topi.data import CATEGORIES, EditSample, MiniEdit
@@ -22,6 +25,7 @@ from topi.data.mini_edit_plus import EDITS, MiniEditPlus
 from topi.errors import ToPiError
 from topi.evaluation.calibration import calibrate, ship
 from topi.evaluation.held_out import held_out_rows, psnr
+from topi.evaluation.observation import collect
 from topi.methods import make_method
 from topi.models.editor import Editor, load_editor
 from topi.models.standin import weights_folder
@@ -32,6 +36,7 @@ from topi.results.calibration import (
     Calibration,
     read_calibration,
 )
+from topi.results.keys import digest
 
 TAUS = (0.8, 0.85, 0.9, 0.95)
 #: What keeps half of the reference tokens, and how: the paper's score, its ablations, the floors.
@@ -118,37 +123,43 @@ def pruned_rows(
     samples: Sequence[EditSample],
     front_layers: int,
     methods: Mapping[str, tuple[str, Mapping]],
+    path: Path | None = None,
 ) -> dict[str, list[dict]]:
     """Per label and sample: category, PSNR in dB to the full output, mean keep ratio.
 
     Args:
         methods: label -> name and parameters of a method.
+        path: a file that keeps the finished samples, so that a killed run goes on there.
     """
-    rows: dict[str, list[dict]] = {label: [] for label in methods}
-    for seed, sample in enumerate(track(samples, f"pruning {editor.name}")):
+
+    def row_of(seed: int, sample: EditSample) -> dict[str, dict]:
         full = np.asarray(editor.edit(sample, seed))
+        row = {}
         for label, (name, options) in methods.items():
             method = make_method(name, front_layers=front_layers, **options)
             with method(editor.pipe, seed=seed):
                 image = np.asarray(editor.edit(sample, seed))
             pruned = [r.keep_ratio for r in method.trace if r.kept is not None]
-            rows[label].append(
-                {
-                    "category": sample.category,
-                    "psnr": psnr(image, full),
-                    "keep_ratio": fmean(pruned or [1.0]),
-                }
-            )
-    return rows
+            row[label] = {
+                "category": sample.category,
+                "psnr": psnr(image, full),
+                "keep_ratio": fmean(pruned or [1.0]),
+            }
+        return row
+
+    rows = collect(samples, row_of, f"pruning {editor.name}", path)
+    return {label: [row[label] for row in rows] for label in methods}
 
 
-def pruning(editor: Editor, samples: Sequence[EditSample], front_layers: int) -> dict:
+def pruning(
+    editor: Editor, samples: Sequence[EditSample], front_layers: int, path: Path | None = None
+) -> dict:
     """Keep ratio at each tau and PSNR to the full output at half of the tokens, per category.
 
-    Differences at half are to the first of `HALF`.
+    Differences at half are to the first of `HALF`; `path` as of `pruned_rows`.
     """
     taus = {f"tau={tau}": ("topi", {"tau": tau}) for tau in TAUS}
-    rows = pruned_rows(editor, samples, front_layers, taus | HALF)
+    rows = pruned_rows(editor, samples, front_layers, taus | HALF, path)
     influence = np.array([r["psnr"] for r in rows[next(iter(HALF))]])
 
     def summary(label: str) -> dict:
@@ -168,7 +179,7 @@ def pruning(editor: Editor, samples: Sequence[EditSample], front_layers: int) ->
     }
 
 
-def two_references(editor: Editor, count: int) -> dict:
+def two_references(editor: Editor, count: int, kept: Path | None = None) -> dict:
     """PSNR to the true edit of edits that need a second image, and with another's in its place.
 
     What the second image is worth inside the changed region is the difference of the two.
@@ -176,6 +187,7 @@ def two_references(editor: Editor, count: int) -> dict:
     Args:
         editor: of a pipeline for several references.
         count: held-out samples of `MiniEditPlus`.
+        kept: a folder for the finished samples, as of `measure`.
     """
     names = [
         (task, edit.__name__)
@@ -189,7 +201,7 @@ def two_references(editor: Editor, count: int) -> dict:
         takes_a_thing = samples[index].task == "visual_reference"
         return check_taken("evaluation", index, size, image).made if takes_a_thing else None
 
-    rows = held_out_rows(editor, samples, made=made)
+    rows = held_out_rows(editor, samples, made=made, path=_within(kept, "two_references"))
     others = samples[len(names) :] + samples[: len(names)]  # of the same kind of edit
     swapped = held_out_rows(
         editor,
@@ -197,6 +209,7 @@ def two_references(editor: Editor, count: int) -> dict:
             replace(sample, references=(sample.references[0], other.references[1]))
             for sample, other in zip(samples, others, strict=True)
         ],
+        path=_within(kept, "another_second_image"),
     )
     by_task = {}
     for start, (task, edit) in enumerate(names):
@@ -217,14 +230,15 @@ def two_references(editor: Editor, count: int) -> dict:
     }
 
 
-def other_shapes(editor: Editor, count: int) -> dict:
+def other_shapes(editor: Editor, count: int, path: Path | None = None) -> dict:
     """PSNR to the true edit where images are not square, or references of another size.
 
     Args:
         count: held-out samples over the shapes of `MiniEdit(size="mixed")`.
+        path: as of `held_out_rows`.
     """
     data = MiniEdit("evaluation", "mixed", count)
-    rows = held_out_rows(editor, data, made=_local_edits_of(data))
+    rows = held_out_rows(editor, data, made=_local_edits_of(data), path=path)
     shapes = {}
     for start, shape in enumerate(data.shapes[:count]):
         chosen = rows[start :: len(data.shapes)]
@@ -335,14 +349,25 @@ def attention(calibration: Calibration) -> dict:
 
 
 def measure(
-    editor: Editor, calibration: Calibration, held_out: int = 256, samples: int = 32
+    editor: Editor,
+    calibration: Calibration,
+    held_out: int = 256,
+    samples: int = 32,
+    kept: Path | None = None,
 ) -> dict:
-    """All measured parts of the card; leaves the calibrated layers registered."""
+    """All measured parts of the card; leaves the calibrated layers registered.
+
+    Args:
+        held_out: samples for the PSNR to the true edit.
+        samples: for pruning.
+        kept: a folder for the finished samples, so that a killed run goes on there.
+    """
     size = editor.config.height
     editor.transformer.register_to_config(representative_layers=list(calibration.layers))
     evaluation = MiniEdit("evaluation", size)
     made = _local_edits_of(evaluation)
-    rows = held_out_rows(editor, _take(evaluation, held_out), made=made)
+    path = _within(kept, "quality")
+    rows = held_out_rows(editor, _take(evaluation, held_out), made=made, path=path)
     return {
         "model": editor.name,
         "transformer": type(editor.transformer).__name__,
@@ -354,10 +379,19 @@ def measure(
         "size": size,
         "true_cfg": editor.config.true_cfg,
         "quality": quality(rows),
-        "other_shapes": other_shapes(editor, max(held_out // 4, 1)),
+        "other_shapes": other_shapes(editor, max(held_out // 4, 1), _within(kept, "other_shapes")),
         "calibration": attention(calibration),
-        "pruning": pruning(editor, list(_take(evaluation, samples)), editor.config.front_layers),
+        "pruning": pruning(
+            editor,
+            list(_take(evaluation, samples)),
+            editor.config.front_layers,
+            _within(kept, "pruning"),
+        ),
     }
+
+
+def _within(kept: Path | None, name: str) -> Path | None:
+    return None if kept is None else kept / f"{name}.rows.jsonl"
 
 
 def _take(data: MiniEdit, count: int):
@@ -484,6 +518,12 @@ def calibrated(editor: Editor, data: MiniEdit) -> Calibration:
     return found
 
 
+def settings_key(editor: Editor, calibration: Calibration, held_out: int, samples: int) -> str:
+    """Names what the rows that `measure` keeps depend on: weights, settings, layers, counts."""
+    read = [editor.fingerprint(), asdict(editor.config), calibration.layers, held_out, samples]
+    return f"{editor.name}-{digest(read)}"
+
+
 def _editor(model: str) -> Editor:
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         settings = compose("config", [f"model={model}"]).model
@@ -497,20 +537,26 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--held-out", type=int, default=512, help="samples for the true edits")
     parser.add_argument("--calibration", type=int, default=48, help="samples for the layers")
     parser.add_argument("--samples", type=int, default=32, help="samples for pruning")
+    parser.add_argument(
+        "--store", type=Path, default=Path("results"), help="keeps what a killed run has measured"
+    )
     args = parser.parse_args(argv)
     editor = _editor(args.model)
     size, folder = editor.config.height, weights_folder(args.model)
     calibration = calibrated(editor, MiniEdit("calibration", size, args.calibration))
-    card = measure(editor, calibration, args.held_out, args.samples)
+    key = settings_key(editor, calibration, args.held_out, args.samples)
+    kept = args.store / "model_card" / key
+    card = measure(editor, calibration, args.held_out, args.samples, kept)
     if several := SEVERAL.get(args.model):
         plus = _editor(several)
-        card["two_references"] = two_references(plus, args.held_out // 4)
+        card["two_references"] = two_references(plus, args.held_out // 4, kept)
         data = MiniEditPlus("calibration", size, args.calibration)
         card["two_references"]["calibration"] = attention(calibrated(plus, data))
         two_reference_grid(plus).save(folder / "two_references.png", optimize=True)
         recorded_edits(plus).save(recording(several, folder), optimize=True)
     recorded_edits(editor).save(recording(args.model, folder), optimize=True)
     write(card, picture_grid(editor, card["shown"]), folder)
+    shutil.rmtree(kept)
     print(f"wrote {folder / 'README.md'}")
 
 

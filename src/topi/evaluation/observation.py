@@ -1,6 +1,5 @@
 """Watch the unmodified editor, one sample after the other; a kill loses no finished sample."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ from topi.methods.probe import AttentionProbe, Key
 from topi.models.editor import Editor
 from topi.results import files
 from topi.results.provenance import provenance
-
-log = logging.getLogger(__name__)
 
 
 def observe(editor: Editor, sample: EditSample, seed: int, maps: bool = False) -> AttentionProbe:
@@ -74,12 +71,7 @@ def collect(
         title: of the progress bar.
         path: JSON lines, appended as they come; None keeps them in memory only.
     """
-    rows: list[dict[str, Any]] = []
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if files.drop_torn_line(path):
-            log.warning("dropped an unfinished last line of %s", path)
-        rows = files.read_lines(path)[0]
+    rows = [] if path is None else files.resume_lines(path)
     done = {row["sample"] for row in rows}
     with progress(title, len(data), len(done)) as advance:
         for index in range(len(data)):

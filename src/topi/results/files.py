@@ -3,6 +3,7 @@
 import fcntl
 import io
 import json
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,8 @@ from typing import Any
 from PIL import Image
 
 from topi.errors import ToPiError
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -204,6 +207,19 @@ def drop_torn_line(path: Path) -> bool:
         with writing(path):
             os.truncate(path, path.stat().st_size - torn)
     return bool(torn)
+
+
+def resume_lines(path: Path) -> list[dict[str, Any]]:
+    """The records that a killed process left, for one that appends the rest; makes the folder.
+
+    Raises:
+        ToPiError: a line before the last is damaged, or the folder cannot be made.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if drop_torn_line(path):
+        log.warning("dropped an unfinished last line of %s", path)
+    return read_lines(path)[0]
 
 
 @contextmanager
