@@ -10,12 +10,14 @@ from PIL import Image
 
 from topi.data import CATEGORIES, EditSample, MiniEdit
 from topi.data.mini_edit_plus import MiniEditPlus
+from topi.errors import ToPiError
 from topi.evaluation import model_card
 from topi.evaluation.calibration import calibrate
 from topi.evaluation.held_out import compare, edit_batch, psnr
 from topi.models.editor import Editor, ModelConfig
 from topi.models.standin import BlockTransformVAE
 from topi.models.standin.kontext import kontext_pipeline, new_kontext_transformer
+from topi.results import files
 from topi.results.calibration import read_calibration
 
 
@@ -242,6 +244,23 @@ def test_pruning_goes_on_at_the_next_sample(editor, card, tmp_path, monkeypatch)
     assert model_card.pruning(editor, samples, 1, rows) == card["pruning"]
     monkeypatch.setattr(model_card, "make_method", None)  # all are there: no method is needed
     assert model_card.pruning(editor, samples, 1, rows) == card["pruning"]
+
+
+def test_one_process_measures_a_card(editor, calibration, tmp_path, monkeypatch):
+    monkeypatch.setattr(model_card, "_editor", lambda name: editor)
+    monkeypatch.setattr(model_card, "calibrated", lambda *of: calibration)
+    monkeypatch.setattr(model_card, "weights_folder", lambda name: tmp_path)
+    (tmp_path / "recipe.json").write_text(json.dumps(RECIPE))
+    asked = ["untrained", "--held-out", "16", "--samples", "4", "--store", str(tmp_path)]
+    kept = tmp_path / "model_card" / model_card.settings_key(editor, calibration, 16, 4)
+    with files.lock(kept / ".lock"), pytest.raises(ToPiError, match="Another process"):
+        model_card.main(asked)
+    with pytest.raises(SystemExit):
+        model_card.main([*asked, "--samples", "3"])
+    model_card.main(asked)
+    assert json.loads((tmp_path / "card.json").read_text())["quality"]["samples"] == 16
+    assert Image.open(tmp_path / "recorded_untrained.png").size == (4 * 64, 64)
+    assert not kept.exists()  # it is of no use any more
 
 
 def test_rows_are_kept_for_what_they_depend_on(editor, calibration):

@@ -6,6 +6,7 @@ That takes hours of a CPU; a killed run goes on at the next sample when it is st
 import argparse
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,9 +27,11 @@ from topi.errors import ToPiError
 from topi.evaluation.calibration import calibrate, ship
 from topi.evaluation.held_out import held_out_rows, psnr
 from topi.evaluation.observation import collect
+from topi.launch import exit_code
 from topi.methods import make_method
 from topi.models.editor import Editor, load_editor
 from topi.models.standin import weights_folder
+from topi.results import files
 from topi.results.calibration import (
     CONCENTRATED,
     CONSISTENT,
@@ -541,24 +544,30 @@ def main(argv: list[str] | None = None) -> None:
         "--store", type=Path, default=Path("results"), help="keeps what a killed run has measured"
     )
     args = parser.parse_args(argv)
+    if args.held_out < 16 or min(args.calibration, args.samples) < len(CATEGORIES):
+        parser.error("too few samples for one of every category: 16, 4 and 4 are the least")
     editor = _editor(args.model)
-    size, folder = editor.config.height, weights_folder(args.model)
-    calibration = calibrated(editor, MiniEdit("calibration", size, args.calibration))
+    data = MiniEdit("calibration", editor.config.height, args.calibration)
+    calibration = calibrated(editor, data)
     key = settings_key(editor, calibration, args.held_out, args.samples)
     kept = args.store / "model_card" / key
-    card = measure(editor, calibration, args.held_out, args.samples, kept)
-    if several := SEVERAL.get(args.model):
-        plus = _editor(several)
-        card["two_references"] = two_references(plus, args.held_out // 4, kept)
-        data = MiniEditPlus("calibration", size, args.calibration)
-        card["two_references"]["calibration"] = attention(calibrated(plus, data))
-        two_reference_grid(plus).save(folder / "two_references.png", optimize=True)
-        recorded_edits(plus).save(recording(several, folder), optimize=True)
-    recorded_edits(editor).save(recording(args.model, folder), optimize=True)
-    write(card, picture_grid(editor, card["shown"]), folder)
-    shutil.rmtree(kept)
+    with files.lock(kept / ".lock") as ours:
+        if not ours:
+            raise ToPiError(f"Another process is measuring {key}; leave it to that.")
+        card = measure(editor, calibration, args.held_out, args.samples, kept)
+        folder = weights_folder(args.model)
+        if several := SEVERAL.get(args.model):
+            plus = _editor(several)
+            card["two_references"] = two_references(plus, args.held_out // 4, kept)
+            data = MiniEditPlus("calibration", editor.config.height, args.calibration)
+            card["two_references"]["calibration"] = attention(calibrated(plus, data))
+            two_reference_grid(plus).save(folder / "two_references.png", optimize=True)
+            recorded_edits(plus).save(recording(several, folder), optimize=True)
+        recorded_edits(editor).save(recording(args.model, folder), optimize=True)
+        write(card, picture_grid(editor, card["shown"]), folder)
+        shutil.rmtree(kept)
     print(f"wrote {folder / 'README.md'}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))
