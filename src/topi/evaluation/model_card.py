@@ -27,7 +27,6 @@ from topi.errors import ToPiError
 from topi.evaluation.calibration import calibrate, ship
 from topi.evaluation.held_out import held_out_rows, psnr
 from topi.evaluation.observation import collect
-from topi.launch import exit_code
 from topi.methods import make_method
 from topi.models.editor import Editor, load_editor
 from topi.models.standin import weights_folder
@@ -570,4 +569,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    try:
+        main()
+    except ToPiError as error:
+        sys.exit(f"topi: {error}")
