@@ -6,7 +6,7 @@
 #
 # models: cards, representative layers and what caches must know, beside the weights; sweeps: the cells of
 # every experiment, into results, checks, selection and irrelevant; pages: what is committed of them.
-# Two processes of one thread each (JOBS=2). Stopped, `sweeps` goes on where it was. MODELS=qwen_standin does the
+# Two processes of one thread each (JOBS=2). Stopped, `sweeps` and a card go on where they were. MODELS=qwen_standin does the
 # first two stages for that model alone; `pages` needs the cells of both in the stores. By hand stay
 # findings.csv, the numbers in prose, and conf/experiment/pareto_searched.yaml, from what `topi search` finds.
 set -euo pipefail

@@ -252,7 +252,7 @@ def test_one_process_measures_a_card(editor, calibration, tmp_path, monkeypatch)
     monkeypatch.setattr(model_card, "weights_folder", lambda name: tmp_path)
     (tmp_path / "recipe.json").write_text(json.dumps(RECIPE))
     asked = ["untrained", "--held-out", "16", "--samples", "4", "--store", str(tmp_path)]
-    kept = tmp_path / "model_card" / model_card.settings_key(editor, calibration, 16, 4)
+    kept = tmp_path / "model_card" / model_card.settings_key([editor], calibration, 16, 4)
     with files.lock(kept / ".lock"), pytest.raises(ToPiError, match="Another process"):
         model_card.main(asked)
     with pytest.raises(SystemExit):
@@ -265,11 +265,11 @@ def test_one_process_measures_a_card(editor, calibration, tmp_path, monkeypatch)
 
 def test_rows_are_kept_for_what_they_depend_on(editor, calibration):
     keys = {
-        model_card.settings_key(each, calibration, *counts)
-        for each in (editor, Editor(editor.config, editor.pipe, "def"))
+        model_card.settings_key(editors, calibration, *counts)
+        for editors in ([editor], [Editor(editor.config, editor.pipe, "def")], [editor, editor])
         for counts in ((8, 4), (8, 5), (9, 4))
     }
-    assert len(keys) == 6 and all(key.startswith("untrained-") for key in keys)
+    assert len(keys) == 9 and all(key.startswith("untrained-") for key in keys)
 
 
 class Painter:

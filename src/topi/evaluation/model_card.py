@@ -27,7 +27,6 @@ from topi.errors import ToPiError
 from topi.evaluation.calibration import calibrate, ship
 from topi.evaluation.held_out import held_out_rows, psnr
 from topi.evaluation.observation import collect
-from topi.launch import exit_code
 from topi.methods import make_method
 from topi.models.editor import Editor, load_editor
 from topi.models.standin import weights_folder
@@ -521,10 +520,12 @@ def calibrated(editor: Editor, data: MiniEdit) -> Calibration:
     return found
 
 
-def settings_key(editor: Editor, calibration: Calibration, held_out: int, samples: int) -> str:
+def settings_key(
+    editors: Sequence[Editor], calibration: Calibration, held_out: int, samples: int
+) -> str:
     """Names what the rows that `measure` keeps depend on: weights, settings, layers, counts."""
-    read = [editor.fingerprint(), asdict(editor.config), calibration.layers, held_out, samples]
-    return f"{editor.name}-{digest(read)}"
+    measured = [(editor.fingerprint(), asdict(editor.config)) for editor in editors]
+    return f"{editors[0].name}-{digest([measured, calibration.layers, held_out, samples])}"
 
 
 def _editor(model: str) -> Editor:
@@ -546,23 +547,22 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.held_out < 16 or min(args.calibration, args.samples) < len(CATEGORIES):
         parser.error("too few samples for one of every category: 16, 4 and 4 are the least")
-    editor = _editor(args.model)
+    editor, *several = map(_editor, filter(None, (args.model, SEVERAL.get(args.model))))
     data = MiniEdit("calibration", editor.config.height, args.calibration)
     calibration = calibrated(editor, data)
-    key = settings_key(editor, calibration, args.held_out, args.samples)
+    key = settings_key([editor, *several], calibration, args.held_out, args.samples)
     kept = args.store / "model_card" / key
     with files.lock(kept / ".lock") as ours:
         if not ours:
             raise ToPiError(f"Another process is measuring {key}; leave it to that.")
         card = measure(editor, calibration, args.held_out, args.samples, kept)
         folder = weights_folder(args.model)
-        if several := SEVERAL.get(args.model):
-            plus = _editor(several)
+        for plus in several:
             card["two_references"] = two_references(plus, args.held_out // 4, kept)
             data = MiniEditPlus("calibration", editor.config.height, args.calibration)
             card["two_references"]["calibration"] = attention(calibrated(plus, data))
             two_reference_grid(plus).save(folder / "two_references.png", optimize=True)
-            recorded_edits(plus).save(recording(several, folder), optimize=True)
+            recorded_edits(plus).save(recording(plus.name, folder), optimize=True)
         recorded_edits(editor).save(recording(args.model, folder), optimize=True)
         write(card, picture_grid(editor, card["shown"]), folder)
         shutil.rmtree(kept)
@@ -570,4 +570,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    try:
+        main()
+    except ToPiError as error:
+        sys.exit(f"topi: {error}")
