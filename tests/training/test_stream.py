@@ -46,6 +46,16 @@ def test_stream_goes_on_where_it_is_told_to(workers):
         assert digest(next(batches)) == digest(draw_batch(draw, step))
 
 
+def test_drawing_takes_no_threads_from_the_training():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        next(iter(loader(Draw([(48, 48)], 1, KONTEXT), 0, 0, 0)))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_larger_images_make_smaller_batches():
     counts = {
         tuple(b.edited.shape[1:3]): len(b.prompts)

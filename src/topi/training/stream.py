@@ -168,7 +168,6 @@ class BatchStream(IterableDataset):
         self.draw, self.offset, self.start = draw, offset, start
 
     def __iter__(self) -> Iterator[Batch]:
-        torch.set_num_threads(1)
         worker = torch.utils.data.get_worker_info()
         index, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         step = self.start + index
