@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv
 UV_VERSION := 0.13.8
 
+# Of the many processes that the tests start, each would otherwise compile torch and diffusers anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: setup test demo report paper lint lock
 .DEFAULT_GOAL := test
 
