@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import FluxKontextPipeline, ParallelConfig
 from diffusers.hooks import apply_group_offloading
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry, attention_backend
 
 from topi import Full, RandomTokens, ToPi
 from topi.errors import ToPiError
@@ -50,6 +51,14 @@ def fresh(tiny, kind):
     return twin, call
 
 
+@pytest.fixture
+def backends():
+    """`set_attention_backend` sets that of the whole process; afterwards it is what it was."""
+    with attention_backend(_AttentionBackendRegistry.get_active_backend()[0]):
+        yield
+
+
+@pytest.mark.usefixtures("backends")
 @pytest.mark.parametrize("kind", KINDS)
 def test_attention_backends(tiny, kind):
     pipe, call = fresh(tiny, kind)
@@ -62,6 +71,7 @@ def test_attention_backends(tiny, kind):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="these backends are CUDA kernels")
+@pytest.mark.usefixtures("backends")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("backend", "package", "tolerance"),
