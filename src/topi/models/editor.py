@@ -1,7 +1,6 @@
 """An editor is a pipeline together with how this project calls it: what evaluation sees."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,11 +14,11 @@ from diffusers import (
     QwenImageEditPipeline,
     QwenImageEditPlusPipeline,
 )
-from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
 from topi.data import EditSample
 from topi.errors import ToPiError
+from topi.models.fingerprint import file_hash, hub_fingerprint
 from topi.pictures import side_by_side
 
 #: The kinds of editor: the pipeline class of each.
@@ -94,7 +93,7 @@ class Editor:
         return self.pipe.transformer
 
     def fingerprint(self) -> str:
-        """Names the weights: their hash, or the hub id with its commit."""
+        """Names the weights: the hash of their content, or the hub id with its commit."""
         return self._fingerprint
 
     @property
@@ -225,7 +224,7 @@ def _load_hub(config: ModelConfig) -> Editor:
         ) from error
     pipe.set_progress_bar_config(disable=True)
     _place(pipe, config)
-    return Editor(config, pipe, _hub_fingerprint(config))
+    return Editor(config, pipe, hub_fingerprint(config.hub_id, config.revision))
 
 
 def _load_standin(config: ModelConfig) -> Editor:
@@ -234,7 +233,7 @@ def _load_standin(config: ModelConfig) -> Editor:
     weights = config.options.get("weights", config.name)
     pipe = load_standin(weights, config.kind)
     _place(pipe, config)
-    editor = Editor(config, pipe, _sha256(weights_file(weights)))
+    editor = Editor(config, pipe, file_hash(weights_file(weights))[:16])
     fit = pipe.transformer.config.get("temporal_cache")
     if fit and fit["weights"] != editor.fingerprint():  # trained further since
         pipe.transformer.register_to_config(temporal_cache=None)
@@ -307,25 +306,6 @@ def _readable(image: Image.Image, sample: str) -> Image.Image:
             f"the reference image of sample {sample} cannot be read: replace it or leave the "
             f"sample out ({_first_line(error)})"
         ) from error
-
-
-def _hub_fingerprint(config: ModelConfig) -> str:
-    """hub id @ commit; a local folder is named by the sizes of its weight files.
-
-    A branch moves, so what it was when the weights were loaded is looked up in the hub's cache.
-    """
-    folder = Path(config.hub_id or "")
-    if not folder.is_dir():
-        revision = config.revision or "main"
-        found = try_to_load_from_cache(config.hub_id, "model_index.json", revision=revision)
-        commit = Path(found).parent.name if isinstance(found, str) else revision
-        return f"{config.hub_id}@{commit}"
-    sizes = {str(f.relative_to(folder)): f.stat().st_size for f in folder.rglob("*.safetensors")}
-    return hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def _first_line(error: Exception) -> str:
