@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,16 @@ from topi.report.paper_figures import SEVERAL, shown_samples
 from topi.report.suite import Run, suites
 from topi.results import files
 from topi.results.bench import load_benches
+from topi.results.keys import digest
 from topi.results.probe import load_probes
-from topi.results.store import Store
+from topi.results.store import Cell, Store
 
 RECORDS = ("manifest.json", "rows.jsonl", "latency.jsonl", "complete.json")
 PICTURED = [*FIG5.values(), *FIG10.values(), *TEACACHE.values()]
 """The labels whose pictures Figures 5, 6, 7, 9 and 10 show."""
+MARK = "export.json"
+"""The file that marks an export; it holds the number of the other files and a hash of their names.
+"""
 
 
 def export(root: Path | str, out: Path | str, per_category: int = 1) -> Path:
@@ -32,12 +38,92 @@ def export(root: Path | str, out: Path | str, per_category: int = 1) -> Path:
 
     Args:
         root: the folder of a `Store`.
-        out: a folder that is not there yet, or an earlier export, which is replaced.
+        out: a folder that is not there yet, an empty one, or an earlier export, which is replaced.
 
     Raises:
-        ToPiError: there is nothing to export, or `out` holds something else.
+        ToPiError: there is nothing to export, `out` holds anything else than an earlier export, or
+            one of the two folders is in the other.
     """
-    store, out = Store(root), Path(out)
+    out = Path(os.path.realpath(out))
+    _check_apart(Path(os.path.realpath(root)), out)
+    check_replaceable(out)
+    store = Store(root)
+    runs, pictured = _chosen(store, per_category)
+    if not runs:
+        raise ToPiError(f"{root} has no complete cell of the paper: see experiments/README.md.")
+    with _replacing(out) as part:
+        for key in runs:
+            _copy_cell(store.cell(key), part)
+        for key, samples in pictured:
+            _copy_pictures(store, store.cell(key), samples, part)
+        _copy_studies(root, part)
+        files.write_json(part / MARK, _mark(part))
+    return out
+
+
+def _check_apart(root: Path, out: Path) -> None:
+    """Raise a ToPiError if one of two resolved folders is the other or holds it."""
+    if root == out or root in out.parents or out in root.parents:
+        raise ToPiError(
+            f"The store {root} and --out {out} are one folder, or one is in the other: name a "
+            "folder apart from the store with --out."
+        )
+
+
+def check_replaceable(out: Path) -> None:
+    """Raise a ToPiError unless this folder is absent, empty, or exactly what an export wrote."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / MARK).is_file():
+        raise ToPiError(
+            f"{out} is not an export: it holds no {MARK}. Name another folder with --out, or "
+            "remove it yourself."
+        )
+    if files.read_json(out / MARK) != _mark(out):
+        raise ToPiError(
+            f"{out} does not hold the files that `topi export` wrote there: some were added or "
+            "removed. Name another folder with --out, or remove it yourself."
+        )
+
+
+def _mark(folder: Path) -> dict[str, Any]:
+    """What the mark of an export says of its other files."""
+    names = []
+    for place, folders, found in os.walk(folder):
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
+        empty = [""] if not folders and not found else []
+        names += [(Path(place) / name).relative_to(folder) for name in (*found, *links, *empty)]
+    others = sorted(name.as_posix() for name in names if name != Path(MARK))
+    return {"schema": 1, "files": len(others), "names": digest(others)}
+
+
+@contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """An empty folder beside `out` that takes its place once it is filled.
+
+    Raises:
+        ToPiError: it cannot be written; an earlier export is whole then.
+    """
+    part, old = (out.with_name(f".{out.name}.{os.getpid()}.{what}") for what in ("part", "old"))
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if out.exists():
+            check_replaceable(out)
+            out.rename(old)
+        part.rename(out)
+    except OSError as error:
+        raise ToPiError(
+            f"Cannot write {out} ({error.strerror or error}): free some space or name another "
+            "folder with --out."
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _chosen(store: Store, per_category: int) -> tuple[dict[str, Run], list[tuple[str, list[str]]]]:
+    """The cells to export by their keys, and the keys of those with pictures, with the samples."""
     found = suites(store)
     runs: dict[str, Run] = {}
     pictured: list[tuple[str, list[str]]] = []
@@ -50,25 +136,28 @@ def export(root: Path | str, out: Path | str, per_category: int = 1) -> Path:
                 each = SEVERAL * per_category if name == "fig9" else per_category
                 samples = shown_samples(store, shown, each)
                 pictured += [(key, samples) for run in shown for key in run.keys]
-    if not runs:
-        raise ToPiError(f"{root} has no complete cell of the paper: see experiments/README.md.")
-    if out.exists() and not (out / "cells").is_dir():
-        raise ToPiError(f"{out} is not an export: name another folder with --out.")
-    shutil.rmtree(out, ignore_errors=True)
-    for key in runs:
-        cell = store.cell(key)
-        _copy([cell.path / name for name in RECORDS], cell.path, out / "cells" / key)
-        if OURS in cell.labels:
-            masks = (cell.path / "masks").glob("*.json")
-            _copy(masks, cell.path, out / "cells" / key)
-    for key, samples in pictured:
-        cell = store.cell(key)
-        full = store.full(cell.manifest["full_key"]).path
-        outputs = [cell.path / "images" / f"{sample}.png" for sample in samples]
-        _copy(outputs, cell.path, out / "cells" / key)
-        shared = [full / "images" / f"{sample}.png" for sample in samples]
-        shared += [p for sample in samples for p in (full / "references").glob(f"{sample}_*.png")]
-        _copy([full / "manifest.json", *shared], full, out / "full" / full.name)
+    return runs, pictured
+
+
+def _copy_cell(cell: Cell, out: Path) -> None:
+    """Its records, and its masks if Figure 7 shows it."""
+    masks = (cell.path / "masks").glob("*.json") if OURS in cell.labels else ()
+    records = (cell.path / name for name in RECORDS)
+    _copy([*records, *masks], cell.path, out / "cells" / cell.key)
+
+
+def _copy_pictures(store: Store, cell: Cell, samples: list[str], out: Path) -> None:
+    """The outputs of a cell, and the full-context outputs and references beside them."""
+    full = store.full(cell.manifest["full_key"]).path
+    outputs = [cell.path / "images" / f"{sample}.png" for sample in samples]
+    _copy(outputs, cell.path, out / "cells" / cell.key)
+    shared = [full / "images" / f"{sample}.png" for sample in samples]
+    shared += [p for sample in samples for p in (full / "references").glob(f"{sample}_*.png")]
+    _copy([full / "manifest.json", *shared], full, out / "full" / full.name)
+
+
+def _copy_studies(root: Path | str, out: Path) -> None:
+    """All benchmarks, and the latest probe of each model."""
     for bench in load_benches(root):
         records = [bench.path / "manifest.json", bench.path / "rows.jsonl"]
         _copy(records, bench.path, out / "bench" / bench.key)
@@ -77,7 +166,6 @@ def export(root: Path | str, out: Path | str, per_category: int = 1) -> Path:
         records = [probe.path / "manifest.json", probe.rows_file, *probe.path.glob("maps/*.npz")]
         records += (probe.path / "references").glob(f"{first}_*.png")
         _copy(records, probe.path, out / "probe" / probe.key)
-    return out
 
 
 def _copy(paths: Iterable[Path], base: Path, out: Path) -> None:
