@@ -8,10 +8,13 @@ UV_VERSION := 0.13.8
 # Of the many processes that the tests start, each would otherwise compile torch and diffusers anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup test demo report paper lint lock
+.PHONY: help setup test demo report paper pages lint lock
 .DEFAULT_GOAL := test
 
-setup: $(VENV)/.ready .weights/alexnet.ckpt
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: $(VENV)/.ready .weights/alexnet.ckpt ## set up .venv from the hash lock
 
 $(VENV)/.ready: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
@@ -28,7 +31,7 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 
 # One thread each: the tests are small, and two processes use two cores better than two threads.
 WORKERS ?= 2
-test: setup .quantised/.ready
+test: setup .quantised/.ready ## run all tests
 	-@slurm/test_cluster/install.sh
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
@@ -37,22 +40,25 @@ test: setup .quantised/.ready
 	$(UV) pip install --quiet --no-deps --require-hashes --target .quantised --requirement $<
 	touch $@
 
-demo: setup
+demo: setup ## run the sweep of the README on the embedded model, then the report
 	$(BIN)/python run.py -m method=topi,toma tau=0.8,0.85,0.9
 	$(BIN)/topi report
 
-report: setup
+report: setup ## tables, figures and the page of the store results/
 	$(BIN)/topi report
 
 # Every table, figure and claim of the paper from results that are there; no model runs.
 STORE ?= $(firstword $(wildcard experiments/results) results)
-paper: setup
+paper: setup ## every table, figure and claim of the paper from the committed results
 	$(BIN)/topi report --store $(STORE) --out report
 
-lint: setup
+pages: setup ## the generated blocks of README.md and docs/
+	$(BIN)/topi pages --store experiments/results README.md docs/*.md
+
+lint: setup ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-lock: $(VENV)/.ready
+lock: $(VENV)/.ready ## resolve requirements-dev.in into requirements.txt
 	$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-emit-find-links --no-header --no-annotate requirements-dev.in -o requirements.txt

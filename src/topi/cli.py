@@ -95,16 +95,20 @@ def report(parsed: argparse.Namespace) -> None:
 
 
 def leaderboard(parsed: argparse.Namespace) -> None:
-    """Rank every method of a store at equal speed, and say which to use; also into a README."""
+    """Rank every method of a store at equal speed, and say which to use; in Markdown."""
     from topi.checked import checked_store
-    from topi.report.leaderboard import block, write_block
+    from topi.report.leaderboard import block
 
-    text = block(checked_store(parsed.store))
-    if parsed.into is None:
-        print(text)
-    else:
-        write_block(parsed.into, text)
-        print(f"wrote {parsed.into}")
+    print(block(checked_store(parsed.store)))
+
+
+def pages(parsed: argparse.Namespace) -> None:
+    """Write the generated blocks of Markdown pages, such as README.md, anew from a store."""
+    from topi.checked import checked_store
+    from topi.report.pages import write_blocks
+
+    for page in write_blocks(parsed.pages, checked_store(parsed.store)):
+        print(f"wrote {page}")
 
 
 def compare(parsed: argparse.Namespace) -> None:
@@ -284,7 +288,7 @@ def _add(
 
 
 def _add_of_stores(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    of_results = (status, report, leaderboard, compare, compact, export)
+    of_results = (status, report, leaderboard, pages, compare, compact, export)
     subs = {command: _add(commands, command) for command in of_results}
     for sub in subs.values():
         sub.add_argument("--store", type=Path, default=Path("results"), help="default: results")
@@ -293,8 +297,8 @@ def _add_of_stores(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     _out(subs[report], Path("report"))
     text = "also save it as a report of W&B; needs a login and topi[wandb-report]"
     subs[report].add_argument("--wandb", metavar="ENTITY/PROJECT", help=text)
-    text = "a Markdown file that has the marks of the leaderboard, such as README.md"
-    subs[leaderboard].add_argument("--into", type=Path, metavar="FILE", help=text)
+    text = "a Markdown file with marks such as <!-- begin leaderboard -->"
+    subs[pages].add_argument("pages", type=Path, nargs="+", metavar="PAGE", help=text)
     text = "labels that the others are compared with, default: 'topi ratio=0.5'"
     default = ["topi ratio=0.5"]
     subs[compare].add_argument("--against", nargs="+", default=default, metavar="LABEL", help=text)

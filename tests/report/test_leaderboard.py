@@ -1,33 +1,26 @@
-"""The README's leaderboard: it is that of the committed store, and it ranks honestly."""
+"""The leaderboard ranks honestly."""
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
-from topi import cli
 from topi.errors import ToPiError
 from topi.methods import METHODS
 from topi.report.leaderboard import (
-    BEGIN,
-    END,
     UNSCORED,
     advice,
     block,
     board,
     ranked,
-    read_block,
     settings,
     short,
     tied,
-    write_block,
 )
 from topi.report.pareto import family
 from topi.report.suite import suites
 from topi.results.store import Store
 
-ROOT = Path(__file__).resolve().parents[2]
 WAVE = [30.0, 20.0, 34.0, 24.0, 38.0, 28.0, 42.0, 32.0]
 
 
@@ -59,13 +52,6 @@ def lines_of(text):
 
 def plus(scores, *more):
     return [score + more[i % len(more)] for i, score in enumerate(scores)]
-
-
-def test_the_readme_shows_the_committed_results():
-    """If this fails: topi leaderboard --store experiments/results --into README.md."""
-    text = block(Store(ROOT / "experiments" / "results"))
-    assert read_block(ROOT / "README.md") == text
-    assert "stand-in" in text and len(lines_of(text)) > 9
 
 
 def test_a_method_stands_with_its_best_setting_that_is_fast_enough(add, suite_of):
@@ -150,24 +136,6 @@ def test_an_empty_store_is_refused(add, tmp_path):
     add("random", WAVE, 1.5, done=3)
     with pytest.raises(ToPiError, match="experiment=pareto"):
         block(Store(tmp_path))
-
-
-def test_the_command_writes_between_the_marks(add, tmp_path, capsys):
-    add("random", WAVE, 1.5)
-    page = tmp_path / "page.md"
-    page.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n")
-    command = ["leaderboard", "--store", str(tmp_path)]
-    assert cli.main(command) == 0
-    printed = capsys.readouterr().out.strip()
-    for _ in range(2):
-        assert cli.main([*command, "--into", str(page)]) == 0
-    assert read_block(page) == printed
-    assert page.read_text().startswith("above\n<!--") and page.read_text().endswith("-->\nbelow\n")
-    for broken in (END + BEGIN, BEGIN, BEGIN + BEGIN + END, ""):
-        page.write_text(broken)
-        with pytest.raises(ToPiError, match="needs the line"):
-            write_block(page, "text")
-        assert page.read_text() == broken
 
 
 def test_methods_that_score_nothing_are_methods():

@@ -1,4 +1,4 @@
-"""The README's leaderboard, and its advice on which method to use: a pure function of a store.
+"""The leaderboard, and its advice on which method to use: a pure function of a store.
 
 Settings are ranked by PSNR to full context among those that reach a FLOP-ideal speed-up. Two are
 told apart by the paired difference over the samples both have (95 % bootstrap, not corrected for
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import isinf
-from pathlib import Path
 
 import pandas as pd
 
@@ -26,8 +25,6 @@ UNSCORED = frozenset(
     {"full", "random", "checker", "ref_kv", "ref_kv_causal", "fewer_steps", "downscaled_ref"}
 )
 """Methods that look at no token to decide on it, alone or with a cache."""
-BEGIN = "<!-- topi leaderboard --store experiments/results --into README.md -->"
-END = "<!-- end of leaderboard -->"
 STAND_IN = "Numbers of stand-ins, never those of FLUX or Qwen. "
 NOTE = (
     "PSNR to full context in dB with its 95 % interval, for the best setting of each method among "
@@ -198,7 +195,7 @@ def _advice(
 
 
 def block(store: Store) -> str:
-    """Tables and advice as Markdown, for between the marks of the README.
+    """Tables and advice as Markdown.
 
     Raises:
         ToPiError: the store has no complete cell of a method.
@@ -217,27 +214,3 @@ def block(store: Store) -> str:
         about += f"; cells that are not complete, and left out: {left_out}" if left_out else ""
         parts += [f"{about}:", board(suite, known)]
     return "\n\n".join([*parts, STAND_IN + NOTE if any(s.stand_in for s in shown) else NOTE])
-
-
-def write_block(path: Path, text: str) -> None:
-    """Put the text between the marks of a Markdown file.
-
-    Raises:
-        ToPiError: it has not exactly one of each mark, in order.
-    """
-    before, _, after = _split(path)
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
-
-
-def read_block(path: Path) -> str:
-    """The text between the marks of a Markdown file; see `write_block`."""
-    return _split(path)[1].strip("\n")
-
-
-def _split(path: Path) -> tuple[str, str, str]:
-    content = path.read_text()
-    before, _, rest = content.partition(BEGIN)
-    inside, mark, after = rest.partition(END)
-    if not mark or BEGIN in rest:
-        raise ToPiError(f"{path} needs the line {BEGIN} once, and after it once {END}.")
-    return before, inside, after

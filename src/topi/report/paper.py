@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from topi.report import ours, references
+from topi.report import ours, overview, references
 from topi.report.artefacts import CURVES, FIG5, FIG10, FIG11, OURS, SHEETS, TEACACHE
 from topi.report.attention_figures import mass_by_layer, mass_by_step, token_relevance
 from topi.report.claim_list import CLAIMS
@@ -56,6 +56,7 @@ NEEDS = {
     "fig11": list(FIG11.values()),
     ours.EQUAL_COUNT: [label for pair in ours.COUNTED.items() for label in (pair[0], *pair[1])],
     references.NAME: list(references.METHODS.values()),
+    overview.NAME: list(overview.LABELS),
 }
 """Artefact -> the labels of the cells it shows."""
 BUILDERS: dict[str, Callable[[Suite], TextTable]] = {
@@ -77,6 +78,7 @@ FIGURES = {**PAPER_FIGURES, "pareto": pareto, "pareto_categories": pareto_catego
 OPTIONAL = {
     ours.EQUAL_COUNT: ours.equal_count_figure,
     references.NAME: references.references_figure,
+    overview.NAME: overview.overview,
 }
 """The same, for what a store need not have: a report does not ask for its cells."""
 ATTENTION: dict[str, Callable[[ProbeRun], object]] = {
@@ -148,6 +150,7 @@ CAPTIONS = {
     ),
     ours.EQUAL_COUNT: (ours.TITLE, ours.CAPTION),
     references.NAME: (references.TITLE, references.CAPTION),
+    overview.NAME: (overview.TITLE, overview.CAPTION),
 }
 """Figure -> its title and caption."""
 
@@ -271,6 +274,7 @@ def build_figures(
         figure = {**FIGURES, **OPTIONAL}[name](store, chosen) if chosen else None
         if figure is None:
             experiment = name if name in OPTIONAL else name.partition("_")[0]
+            experiment = overview.EXPERIMENT if name == overview.NAME else experiment
             missing.append(
                 f"{title}: its cells or pictures are not all in the store, run `python run.py -m "
                 f"experiment={experiment}`."
