@@ -14,6 +14,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 
 from topi.errors import ToPiError
 from topi.results import files
+from topi.results.links import guard
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ def claim_gpu(store: Path) -> int | None:
     Returns:
         Its index among the visible ones; None if there is no choice, or no free one.
     """
+    guard(store)
     if torch.cuda.device_count() < 2:
         return None
     for index in range(torch.cuda.device_count()):

@@ -1,6 +1,7 @@
 """Tables and Figures 1 to 3 from a probe written by hand, without any model."""
 
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -221,7 +222,7 @@ def test_figure_3_says_of_how_many_samples_a_line_is_and_how_far_they_spread(pap
 def test_scripts_write_both_formats(number, run, tmp_path, monkeypatch, capsys):
     store = tmp_path / "store"
     (store / "probe").mkdir(parents=True)
-    (store / "probe" / run.key).symlink_to(run.path)
+    shutil.copytree(run.path, store / "probe" / run.key)
     script = ROOT / "figures" / f"fig{number}.py"
     monkeypatch.setattr(sys, "argv", ["x", "--store", str(store), "--out", str(tmp_path / "out")])
     runpy.run_path(str(script), run_name="__main__")

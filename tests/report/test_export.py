@@ -57,7 +57,7 @@ def test_an_export_that_fails_leaves_the_earlier_one(tmp_path, small_store, monk
     def fail(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copyfile", fail)
+    monkeypatch.setattr(files, "write_json", fail)
     with pytest.raises(ToPiError, match="No space left on device"):
         export(small_store, out)
     assert content(out) == before

@@ -177,7 +177,7 @@ def _copy(paths: Iterable[Path], base: Path, out: Path) -> None:
             if path.name == "manifest.json":
                 files.write_json(to, published(files.read_json(path)))
             else:
-                shutil.copyfile(path, to)
+                to.write_bytes(files.read_bytes(path))
 
 
 def published(content: Any) -> Any:

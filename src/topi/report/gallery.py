@@ -13,7 +13,7 @@ from PIL import Image
 from topi.errors import ToPiError
 from topi.report.artefacts import OURS
 from topi.report.tables import categories_of, in_order
-from topi.results.files import read_image
+from topi.results.files import read_bytes, read_image
 from topi.results.store import Store
 
 GOLD = np.array([255.0, 200.0, 40.0])
@@ -49,7 +49,7 @@ class Picture:
 
 def read_anchors(path: Path) -> list[Anchor]:
     """The anchors of one masks file by step; indices count through all references (None: all)."""
-    content = json.loads(path.read_text())
+    content = json.loads(read_bytes(path))
     grids = [tuple(grid) for grid in content["grids"]]
     ends = np.cumsum([rows * cols for rows, cols in grids])
     anchors = []

@@ -22,7 +22,7 @@ from topi.report.gallery import draw_mask, read_anchors
 from topi.report.statistics import speedup
 from topi.report.sync import runs_of
 from topi.report.wandb_log import read_log
-from topi.results import Cell, Store
+from topi.results import Cell, Store, files
 from topi.results.calibration import read_calibration
 
 log = logging.getLogger(__name__)
@@ -201,7 +201,7 @@ class Mirror:
                 kept = Image.fromarray(anchors[-1].kept[0]).resize(reference.size, NEAREST)
                 data = np.asarray(kept).astype(np.uint8)
                 masks = {"kept": {"mask_data": data, "class_labels": KEPT}}
-            output = Image.open(self.cell.path / "images" / f"{sample}.png")
+            output = files.read_image(self.cell.path / "images" / f"{sample}.png")
             pictures = [wandb.Image(image) for image in (full.image(sample), output)]
             marked = wandb.Image(reference, masks=masks, classes=classes)
             table.add_data(sample, instruction, marked, *pictures)
@@ -214,7 +214,7 @@ class Mirror:
         images = [
             *references,
             full.image(sample),
-            Image.open(self.cell.path / "images" / f"{sample}.png"),
+            files.read_image(self.cell.path / "images" / f"{sample}.png"),
         ]
         with suppress(FileNotFoundError):
             anchors = read_anchors(self.cell.path / "masks" / f"{sample}.json")

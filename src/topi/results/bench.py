@@ -23,6 +23,7 @@ from typing import Any
 import pandas as pd
 
 from topi.results import files
+from topi.results.links import guard, linked
 
 SCHEMA = 2
 
@@ -83,10 +84,10 @@ class BenchRun:
 
 def bench_run(store: Path | str, key: str) -> BenchRun:
     """The benchmark of this key, there or not."""
-    return BenchRun(Path(store) / "bench" / key)
+    return BenchRun(guard(store) / "bench" / key)
 
 
 def load_benches(store: Path | str) -> list[BenchRun]:
     """All benchmarks with rows, by their keys."""
-    paths = sorted(Path(store).glob("bench/*/manifest.json"))
-    return [run for path in paths if (run := BenchRun(path.parent)).rows]
+    paths = [p.parent for p in sorted(guard(store).glob("bench/*/manifest.json")) if not linked(p)]
+    return [run for path in paths if (run := BenchRun(path)).rows]

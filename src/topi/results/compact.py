@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from topi.errors import ToPiError
 from topi.results import files
 from topi.results.keys import canonical
+from topi.results.links import check_links, linked
 
 log = logging.getLogger(__name__)
 
@@ -94,15 +95,20 @@ class Segments:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        found = (root / FOLDER).glob("[0-9]*/cells.parquet")
-        self.folders = sorted((path.parent for path in found), key=lambda path: int(path.name))
+        found = (path.parent for path in (root / FOLDER).glob("[0-9]*/cells.parquet"))
+        names = [f"{name}.parquet" for name in ("cells", *RECORDS)]
+        sound = [path for path in found if not any(linked(path / name) for name in names)]
+        self.folders = sorted(sound, key=lambda path: int(path.name))
 
     @cached_property
     def changed(self) -> dict[str, int]:
         """When the folder of each cell changed, in ns; of all cells, compacted or not."""
+        check_links(self.root / "cells")
         try:
             with os.scandir(self.root / "cells") as entries:
-                return {entry.name: entry.stat().st_mtime_ns for entry in entries}
+                return {
+                    entry.name: entry.stat(follow_symlinks=False).st_mtime_ns for entry in entries
+                }
         except FileNotFoundError:
             return {}
 
@@ -225,7 +231,7 @@ def _read(cell: Path, now: int) -> tuple[dict[str, Any], dict[str, pa.Table]] | 
     if now - before < SETTLED or not (cell / "complete.json").is_file():
         return None
     try:
-        text = (cell / "manifest.json").read_text()
+        text = files.read_bytes(cell / "manifest.json").decode()
         manifest = files.read_json(cell / "manifest.json")
         records = {name: _table(cell / f"{name}.jsonl", types) for name, types in RECORDS.items()}
         about = Summary(
@@ -256,7 +262,7 @@ def _table(path: Path, types: pa.Schema) -> pa.Table:
     Raises:
         pa.ArrowException, ToPiError: it is not.
     """
-    content = path.read_bytes() if path.is_file() else b""
+    content = files.read_bytes(path) if os.path.lexists(path) else b""
     if not content:
         return types.empty_table()
     if not content.endswith(b"\n"):
@@ -301,7 +307,7 @@ def _retire(segments: Segments, now: int) -> None:
         if segments.cells[folder]:
             continue
         if not mark.exists():
-            mark.touch()
+            files.write(mark, b"")
         elif now - mark.stat().st_mtime_ns > HOUR:
             (folder / "cells.parquet").unlink()  # nobody finds it any more
             shutil.rmtree(folder)

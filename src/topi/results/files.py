@@ -14,8 +14,15 @@ from typing import Any
 from PIL import Image
 
 from topi.errors import ToPiError
+from topi.results.links import check_links, open_plain
 
 log = logging.getLogger(__name__)
+
+
+def read_bytes(path: Path | str) -> bytes:
+    """The content of a plain file, see `open_plain`."""
+    with open(path, "rb", opener=open_plain) as file:
+        return file.read()
 
 
 @contextmanager
@@ -42,9 +49,11 @@ def write(path: Path, content: bytes) -> None:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     with writing(path):
+        check_links(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)  # of a process that had our number
         try:
-            with partial.open("wb") as file:
+            with open(partial, "xb", opener=open_plain) as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -75,7 +84,7 @@ def read_schema(path: Path | str, schema: int, what: str, again: str) -> dict[st
         ToPiError: there is no such file, or it is nothing of this schema.
     """
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(read_bytes(path))
     except OSError as error:
         why = f"The {what} {path} cannot be read ({error.strerror})"
         raise ToPiError(f"{why}: {again}") from error
@@ -130,7 +139,7 @@ def read_image(path: Path) -> Image.Image:
         ToPiError: the file is damaged.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(read_bytes(path))) as image:
             return image.convert("RGB")
     except (OSError, SyntaxError) as error:
         raise ToPiError(
@@ -145,7 +154,7 @@ def append(path: Path, record: dict[str, Any]) -> None:
         ToPiError: it cannot be written; the file is as before then.
     """
     line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
-    with writing(path), path.open("ab", buffering=0) as file:
+    with writing(path), open(path, "ab", buffering=0, opener=open_plain) as file:
         before = file.tell()
         try:
             if file.write(line) != len(line):
@@ -158,9 +167,10 @@ def append(path: Path, record: dict[str, Any]) -> None:
 
 def scan_lines(path: Path) -> tuple[list[dict[str, Any] | None], int]:
     """`read_lines`, with None for every damaged line."""
-    if not path.is_file():
+    try:
+        *lines, rest = read_bytes(path).split(b"\n")
+    except (FileNotFoundError, IsADirectoryError):
         return [], 0
-    *lines, rest = path.read_bytes().split(b"\n")
     return [_record(line) for line in lines], len(rest)
 
 
@@ -193,7 +203,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ToPiError: the file is damaged.
     """
-    if (record := _record(path.read_bytes())) is None:
+    if (record := _record(read_bytes(path))) is None:
         raise ToPiError(
             f"{path} is damaged: run its cell again, which sets it aside and computes it anew."
         )
@@ -204,8 +214,8 @@ def drop_torn_line(path: Path) -> bool:
     """Cut off a last line that a killed process left unfinished. True if there was one."""
     torn = scan_lines(path)[1]
     if torn:
-        with writing(path):
-            os.truncate(path, path.stat().st_size - torn)
+        with writing(path), open(path, "r+b", opener=open_plain) as file:
+            file.truncate(path.stat().st_size - torn)
     return bool(torn)
 
 
@@ -216,6 +226,7 @@ def resume_lines(path: Path) -> list[dict[str, Any]]:
         ToPiError: a line before the last is damaged, or the folder cannot be made.
     """
     with writing(path):
+        check_links(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
     if drop_torn_line(path):
         log.warning("dropped an unfinished last line of %s", path)
@@ -232,9 +243,10 @@ def lock(path: Path, wait: bool = False) -> Iterator[bool]:
             `is_locked` may be looking.
     """
     with writing(path):
+        check_links(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    with file:
+        descriptor = open_plain(path, os.O_WRONLY | os.O_CREAT)
+    with open(descriptor, "a") as file:
         yield _lock(file.fileno(), wait)
 
 
@@ -255,9 +267,9 @@ def _lock(file: int, wait: bool) -> bool:
 def is_locked(path: Path) -> bool:
     """Does some process hold this lock now?"""
     try:
-        with path.open() as file:
+        with open(path, opener=open_plain) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    except (FileNotFoundError, ToPiError):  # a link is nobody's lock
         return False
     except BlockingIOError:
         return True

@@ -1,13 +1,15 @@
 """Damage in a cell is set aside, told and computed again; never guessed at, never averaged over."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from topi.errors import ToPiError
 from topi.results import files
+from topi.results.links import check_links
 
 log = logging.getLogger(__name__)
 
@@ -18,8 +20,8 @@ def mend(cell: Path, pictures: Path | None = None) -> dict[str, Any] | None:
     """Leave only sound records in the folder of a cell, whose lock we hold.
 
     A torn last line is what a killed process leaves, and dropped. Other damaged lines, repeated
-    samples and rows without their picture go into quarantine. Without a sound manifest nobody knows
-    where the rows come from, and all goes there.
+    samples and rows without their picture go into quarantine, and so do links, pipes and devices.
+    Without a sound manifest nobody knows where the rows come from, and all goes there.
 
     Args:
         cell: its folder.
@@ -28,7 +30,7 @@ def mend(cell: Path, pictures: Path | None = None) -> dict[str, Any] | None:
     Returns:
         The manifest; None if there is none, or none any more.
     """
-    drop_partial_files(cell)
+    clear_up(cell)
     manifest = cell / "manifest.json"
     known = None
     if manifest.is_file():
@@ -47,10 +49,40 @@ def mend(cell: Path, pictures: Path | None = None) -> dict[str, Any] | None:
     return known
 
 
-def drop_partial_files(cell: Path) -> None:
-    """Remove what killed processes were writing in the folder of a cell, whose lock we hold."""
+def clear_up(cell: Path) -> None:
+    """Leave only files in the folder of a cell, whose lock we hold, and no half written ones.
+
+    Links, pipes and devices go into quarantine as they are; nothing is read through them.
+    """
+    check_links(cell)
     for part in cell.rglob(".*.part"):
         part.unlink()
+    if strange := list(_strange(cell)):
+        aside = new_quarantine(cell)
+        for path in strange:
+            to = aside / path.relative_to(cell)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(to)
+        log.warning(
+            "%s: %d links, pipes or devices are in %s now: %s",
+            cell.name,
+            len(strange),
+            aside,
+            ", ".join(path.name for path in strange[:3]),
+        )
+
+
+def _strange(folder: Path) -> Iterator[Path]:
+    """What is neither a file nor a folder, at any depth; the quarantine is left alone."""
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if entry.name != QUARANTINE:
+                    yield from _strange(Path(entry.path))
+            elif not entry.is_file(follow_symlinks=False):
+                yield Path(entry.path)
 
 
 def _mend_lines(cell: Path, name: str, identity: Callable[[Mapping[str, Any]], Any]) -> None:
@@ -64,7 +96,7 @@ def _mend_lines(cell: Path, name: str, identity: Callable[[Mapping[str, Any]], A
     if len(sound) == len(records):
         return
     aside = new_quarantine(cell) / name
-    files.write(aside, (cell / name).read_bytes())
+    files.write(aside, files.read_bytes(cell / name))
     files.write_lines(cell / name, sound.values())
     log.warning(
         "%s: %d of %d lines of %s are damaged and will be computed again; the file is in %s",
@@ -97,6 +129,7 @@ def _pair(row: Mapping[str, Any]) -> tuple[str, int]:
 def new_quarantine(cell: Path) -> Path:
     """A new folder in the quarantine of a cell."""
     folder = cell / QUARANTINE
+    check_links(folder)
     folder.mkdir(exist_ok=True)
     aside = folder / str(len(list(folder.iterdir())))
     aside.mkdir()

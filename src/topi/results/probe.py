@@ -35,6 +35,7 @@ from PIL import Image
 
 from topi.errors import ToPiError
 from topi.results import files
+from topi.results.links import guard
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class ProbeRun:
         """
         path = self._maps_file(sample)
         try:
-            with np.load(path, allow_pickle=False) as held:
+            with np.load(io.BytesIO(files.read_bytes(path)), allow_pickle=False) as held:
                 arrays = {name: held[name] for name in ARRAYS}
         except Exception as error:  # a torn zip raises whatever its torn part suggests
             raise ToPiError(f"{path} is damaged: delete its folder and probe again.") from error
@@ -165,7 +166,7 @@ class ProbeRun:
 
 def probe_run(store: Path | str, key: str) -> ProbeRun:
     """The probe of this key, there or not."""
-    return ProbeRun(Path(store) / "probe" / key)
+    return ProbeRun(guard(store) / "probe" / key)
 
 
 def load_probes(store: Path | str, weights: Mapping[str, str] | None = None) -> list[ProbeRun]:
@@ -175,7 +176,7 @@ def load_probes(store: Path | str, weights: Mapping[str, str] | None = None) -> 
         weights: model -> fingerprint of the weights of which it must be, if there is one.
     """
     runs = []
-    for path in sorted(Path(store).glob("probe/*/manifest.json")):
+    for path in sorted(guard(store).glob("probe/*/manifest.json")):
         run = ProbeRun(path.parent)
         try:
             told = run.manifest

@@ -33,7 +33,8 @@ from PIL import Image
 from topi.errors import ToPiError
 from topi.results import files
 from topi.results.compact import Segments, Summary, compact, concat, moments, settings_of
-from topi.results.mend import QUARANTINE, drop_partial_files, mend, new_quarantine
+from topi.results.links import check_links, guard
+from topi.results.mend import QUARANTINE, clear_up, mend, new_quarantine
 from topi.results.provenance import differences
 
 if TYPE_CHECKING:
@@ -180,7 +181,8 @@ class Cell:
 
     def shards(self) -> list["Cell"]:
         """The shards that are not taken in yet."""
-        return [Cell(path) for path in sorted(self._shards.glob("*")) if path.is_dir()]
+        found = sorted(self._shards.glob("*"))
+        return [Cell(path) for path in found if path.is_dir() and not path.is_symlink()]
 
     @property
     def _shards(self) -> Path:
@@ -266,7 +268,7 @@ class Cell:
         Raises:
             ToPiError: a shard was computed under other conditions than the cell.
         """
-        drop_partial_files(self.path)
+        clear_up(self.path)
         for part in self.shards():
             with part.lock() as ours:
                 if not ours:
@@ -354,6 +356,7 @@ class FullOutputs:
     def set_aside(self, sample: str) -> None:
         """Take a damaged output out of the way."""
         path = self._image(sample)
+        check_links(path.parent)
         path.replace(path.with_suffix(".damaged"))
 
     def _image(self, sample: str) -> Path:
@@ -381,7 +384,7 @@ class Store:
     """
 
     def __init__(self, root: Path | str) -> None:
-        self.root = Path(root)
+        self.root = guard(root)
 
     def cell(self, key: str) -> Cell:
         """The cell of this key, there or not."""
