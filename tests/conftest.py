@@ -45,6 +45,35 @@ def qwen_plus(tiny):
     return tiny("qwen_plus")
 
 
+@pytest.fixture(scope="session")
+def with_ip_adapter(tiny):
+    """`with_ip_adapter(scale=1.0)` -> as `tiny("flux")`, and each call has a prompt picture.
+
+    As `load_ip_adapter` leaves a pipeline: the dual blocks attend to the picture's tokens as well.
+    """
+    import copy
+
+    import torch
+    from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
+
+    def build(scale=1.0):
+        stock, plain = tiny("flux")
+        pipe = copy.copy(stock)
+        pipe.transformer = copy.deepcopy(stock.transformer)
+        torch.manual_seed(1)
+        tokens = torch.randn(1, 4, 32)
+        for block in pipe.transformer.transformer_blocks:
+            processor = FluxIPAdapterAttnProcessor(64, 32, scale=scale).requires_grad_(False)
+            block.attn.set_processor(processor)
+
+        def call(**arguments):
+            return plain(**arguments, joint_attention_kwargs={"ip_hidden_states": [tokens]})
+
+        return pipe, call
+
+    return build
+
+
 @pytest.fixture
 def edits(monkeypatch):
     """The ids of the samples that tiny editors edit from here on."""

@@ -139,13 +139,17 @@ def compiled_forward(modules, compile=eagerly):
 @contextmanager
 def offload(modules, offloaded):
     """accelerate's hooks on the modules, if at all."""
-    for module in modules if offloaded else ():
+    modules = modules if offloaded else ()
+    own = [module for module in modules if "forward" in vars(module)]
+    for module in modules:
         add_hook_to_module(module, AccelerateHook())
     try:
         yield
     finally:
-        for module in modules if offloaded else ():
+        for module in modules:
             remove_hook_from_module(module)
+            if module not in own:
+                vars(module).pop("forward")  # accelerate leaves the bound method
 
 
 class TestBlocksOfTheUser:

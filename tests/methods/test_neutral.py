@@ -32,22 +32,24 @@ NEVER = {"ref_kv_causal"}
 
 
 @pytest.fixture(scope="module")
-def full(tiny):
-    """Each kind's full-context output."""
+def pipelines(tiny, with_ip_adapter):
+    """Each kind's pipeline, maker of call arguments, and full-context output."""
     kinds = {kind: tiny(kind) for kind in ("flux", "flux2", "qwen")}
+    kinds["flux with IP-Adapter"] = with_ip_adapter()
     return {
-        kind: pipe(**call(steps=STEPS, cfg=True)).images for kind, (pipe, call) in kinds.items()
+        kind: (pipe, call, pipe(**call(steps=STEPS, cfg=True)).images)
+        for kind, (pipe, call) in kinds.items()
     }
 
 
-@pytest.mark.parametrize("kind", ["flux", "flux2", "qwen"])
+@pytest.mark.parametrize("kind", ["flux", "flux2", "qwen", "flux with IP-Adapter"])
 @pytest.mark.parametrize("name", sorted({*METHODS, *CACHES} - NEVER))
-def test_neutral(tiny, full, name, kind):
+def test_neutral(pipelines, name, kind):
     params = NEUTRAL.get(name, NEUTRAL.get(name.removesuffix("_ref")))
     assert params is not None, f"say in NEUTRAL with which parameters {name} changes nothing"
-    pipe, call = tiny(kind)
+    pipe, call, full = pipelines[kind]
     with (make_cache if name in CACHES else make_method)(name, **params)(pipe) as method:
-        assert torch.equal(pipe(**call(steps=STEPS, cfg=True)).images, full[kind])
+        assert torch.equal(pipe(**call(steps=STEPS, cfg=True)).images, full)
     assert len(method.trace) == 2 * STEPS
     for record in method.trace:
         assert not record.skipped and not record.merged and record.kept is None

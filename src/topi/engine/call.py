@@ -173,7 +173,10 @@ class Merge(ABC):
 
     @abstractmethod
     def unmerge(self, states: Tensor) -> Tensor:
-        """[B, n', D] -> [B, N, D]: the output of the attention or of the whole block."""
+        """[B, n', D] -> [B, N, D]: the output of the attention or of the whole block.
+
+        D is that of several outputs side by side where an attention yields more than one per token.
+        """
 
     def unmerge_mlp(self, states: Tensor) -> Tensor:
         """[B, n', D'] -> [B, N, D']: the output of the MLP."""

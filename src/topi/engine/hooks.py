@@ -184,8 +184,11 @@ class MergeAttentionHook(ModelHook):
             kwargs["hidden_states"] = on_image_rows(merge.merge, states, text)
             return on_image_rows(merge.unmerge, forward(**kwargs), text)
         kwargs["hidden_states"] = merge.merge(states)
-        image, *rest = forward(**kwargs)
-        return merge.unmerge(image), *rest
+        image, text, *more = forward(**kwargs)
+        # an IP-Adapter's attention yields another output for each image token
+        both = merge.unmerge(torch.cat([image, *more], dim=-1) if more else image)
+        image, *more = both.split(image.shape[-1], dim=-1)
+        return image, text, *more
 
 
 class MergeMLPHook(ModelHook):

@@ -115,6 +115,7 @@ class Session:
         open_merge: how the running block merges.
         beside: key and value [B, n, H, D] of tokens that the running layer attends to but does not
             compute, or None.
+        awaited: must the method see the running layer's attention, and has it not done so yet?
 
     Args:
         trim_last: in the last block, whose outputs of reference tokens nobody reads, compute keys
@@ -144,6 +145,7 @@ class Session:
         self.predicted: Tensor | None = None
         self.open_merge: Merge | None = None
         self.beside: tuple[Tensor, Tensor] | None = None
+        self.awaited = False
         self._rope: Any = None
 
     def _forget_kept(self) -> None:
@@ -340,7 +342,18 @@ class Session:
                 record.kept, record.computed, record.front_layers = None, None, 0
 
     def ran(self, states: Tensor) -> None:
-        """A layer has run; `states` [B, N, D] of the image stream are its output."""
+        """A layer has run; `states` [B, N, D] of the image stream are its output.
+
+        Raises:
+            ToPiError: it did not show its attention, although the method has to see it.
+        """
+        if self.awaited:
+            processor = type(self.adapter.merge_points(self.layer).attention.processor).__name__
+            raise ToPiError(
+                f"Layer {self.layer} ran without attention over text and image tokens, which "
+                f"{type(self.method).__name__} has to see; its attention processor {processor} is "
+                "not supported. Restore diffusers' default processor."
+            )
         last = self.layer == self.adapter.facts.depth - 1
         if self.method.decides_before and last and not self.call.alone:
             self.method.remember(self.call, states[:, : self.call.layout.n_target])
@@ -374,6 +387,10 @@ class Session:
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Show the method one layer's query, key and value [B, S, H, D] after norm and RoPE.
 
+        An attention processor can attend more than once, as that of IP-Adapters does to the tokens
+        of a prompt picture. The layer's own is the first with as many keys as queries; any other
+        passes unchanged.
+
         Args:
             options: others that diffusers will attend with.
 
@@ -382,8 +399,9 @@ class Session:
             method has in store; the mask is additive if the method weighs the text. And what comes
             of it [B, S, H, D], if the method's look has computed that already.
         """
-        if (call := self.call) is None:
+        if not self.awaited or key.shape[1] != query.shape[1]:
             return key, value, mask, None
+        call, self.awaited = self.call, False
         if self.beside is not None:
             key, value, mask = extended(key, value, mask, self.beside)
         weight, own = 1.0, None
@@ -411,7 +429,8 @@ class Session:
         method = self.method
         watches = method.observes and method.watches(self.call, self.layer)
         own_rows = self.rows is not None and self.rows.ndim == 2
-        return own_rows or watches or method.merges or method.reuses or self.beside is not None
+        self.awaited = watches or method.reuses or self.beside is not None
+        return own_rows or method.merges or self.awaited
 
     def trims(self, states: Tensor) -> bool:
         """Does the running layer compute its targets only, its image-stream input [B, N, D] given?
