@@ -1,5 +1,10 @@
 """What temporal caches must know of a model: measured right, written, read, refused."""
 
+import copy
+import json
+from dataclasses import replace
+from math import inf, nan
+from random import Random
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +12,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from topi import TeaCache, cli
+from topi import MagCache, TeaCache, cli
 from topi.config import read_config
 from topi.errors import ToPiError
 from topi.evaluation.cache_fit import fit_polynomial, watch_output
@@ -125,22 +130,58 @@ def test_from_the_command_line_to_a_method(fitted, tmp_path):
 
 def test_a_fit_of_other_weights_is_refused(tmp_path):
     path = tmp_path / "fit.json"
-    write_cache_fit(path, CacheFit({"teacache": {}}, {}, {"model": "m", "weights": "others"}))
+    write_cache_fit(
+        path, CacheFit({"magcache": {"ratios": [1.0]}}, {}, {"model": "m", "weights": "others"})
+    )
     config = config_of("model=tiny_flux", "cache=teacache", f"cache.fit={path}")
     tiny = open_editor(config)
     with pytest.raises(ToPiError, match="of the weights others, but the model has random-kontext"):
         build_method(config, adapter_for(tiny.pipe).facts, tiny)
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [("{", "is not JSON"), ("[]", "no cache fit of schema 1"), ('{"schema": 0}', r"it says 0")],
-)
-def test_files_that_are_no_fit(tmp_path, content, words):
+TEACACHE = {"coefficients": [1.0, 0.5], "ceiling": 0.3, "threshold": 0.2}
+VALID = {"teacache": TEACACHE, "magcache": {"ratios": [1.0, 0.9]}}
+
+
+def as_written(caches):
+    return json.dumps({"schema": 1, "caches": caches, "quality": {}, "origin": {"weights": "w"}})
+
+
+def test_files_that_are_no_fit(tmp_path):
     path = tmp_path / "fit.json"
-    path.write_text(content)
-    with pytest.raises(ToPiError, match=words):
-        read_cache_fit(path)
+    for content in ("{", "[]", '{"schema": 0}', as_written({"taylorseer": {}}), "\0"):
+        path.write_text(content)
+        with pytest.raises(ToPiError, match=r"fit\.json is not valid.*topi fit-cache"):
+            read_cache_fit(path)
+
+
+def test_any_wrong_value_in_a_fit_is_refused_with_its_field(tmp_path):
+    """By the reader of a file, and by the methods where it comes from elsewhere."""
+    random, path = Random(0), tmp_path / "fit.json"
+    wrong = (nan, inf, -inf, None, "1", "nan", {}, {"a": 1}, True, [[1.0]])
+    methods = {"teacache": TeaCache, "magcache": MagCache}
+    facts = adapter_for(tiny_flux(dual=1, single=1)[0]).facts
+    path.write_text(as_written(VALID))
+    assert read_cache_fit(path).caches == VALID
+    for _ in range(80):
+        caches = copy.deepcopy(VALID)
+        cache = random.choice(list(caches))
+        field, value = random.choice(list(caches[cache])), random.choice(wrong)
+        named = field
+        if isinstance(caches[cache][field], list) and random.random() < 0.7:
+            at = random.randrange(2)
+            caches[cache][field][at], named = value, f"{field}.{at}"
+        else:
+            caches[cache][field] = value
+        path.write_text(as_written(caches))
+        with pytest.raises(ToPiError, match=rf"fit\.json .*field caches\.{cache}\.{named}"):
+            read_cache_fit(path)
+        if named == field and value in (None, inf):
+            continue  # the model's own, and no limit
+        with pytest.raises(ToPiError, match=field):
+            methods[cache](**caches[cache])
+        with pytest.raises(ToPiError, match=field):
+            methods[cache]().prepare(replace(facts, temporal_cache=caches))
 
 
 def test_only_standins_ship(capsys):

@@ -343,7 +343,7 @@ def test_attended_tokens_are_those_with_attention(flux):
         ({"protect_every": -1}, "protect_every=-1"),
         ({"multiple": 0}, "multiple=0"),
         ({"window": (1, 1)}, "at least two tokens"),
-        ({"a_p": 0}, "a_p must be positive"),
+        ({"a_p": 0}, "a_p=0 must be a number that is positive"),
         ({"attended": "luck"}, "attended='luck' is unknown; choose one of: attention, frequency"),
     ],
 )

@@ -119,7 +119,7 @@ def test_without_a_fit(flux):
 @pytest.mark.parametrize(
     ("params", "words"),
     [
-        ({"threshold": -0.1}, "threshold=-0.1 must not be negative"),
+        ({"threshold": -0.1}, "threshold=-0.1 must be a number of at least 0"),
         ({"threshold": float("nan")}, "threshold=nan"),
         ({"cfg_decision": "cond"}, "choose one of: shared, separate"),
         ({"schedule": "some"}, "choose one of: computed, all"),

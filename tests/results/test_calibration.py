@@ -1,9 +1,13 @@
 """The JSON of a calibration: round trip, and what is refused."""
 
 import json
+import os
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
+import topi
 from topi.errors import ToPiError
 from topi.results.calibration import (
     Calibration,
@@ -43,25 +47,71 @@ def test_layers_are_for_the_weights_they_were_measured_on(path):
         calibration.layers_for("xyz")
 
 
+def set_in(content, field, value):
+    *outer, last = (int(part) if part.isdigit() else part for part in field.split("."))
+    for part in outer:
+        content = content[part]
+    content[last] = value
+
+
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("field", "value"),
     [
-        (lambda c: c | {"schema": 2}, "schema 1 .it says 2"),
-        (lambda c: [c], "schema 1 .it says None"),
-        (lambda c: {k: v for k, v in c.items() if k != "stability"}, "damaged .*stability"),
-        (lambda c: c | {"overall": {"samples": 1}}, "damaged"),
-        (lambda c: c | {"layers": [0, 1]}, "two different sets"),
+        ("schema", 2),
+        ("schema", True),
+        ("overall", {"samples": 1}),
+        ("overall.layers", [True]),
+        ("overall.layers", [2, 2]),
+        ("overall.layers", [2, 1]),
+        ("overall.layers", []),
+        ("overall.layers", ["1"]),
+        ("overall.layers", [-1]),
+        ("overall", {**asdict(CURVES), "layers": [3]}),
+        ("overall.by_layer.1", float("nan")),
+        ("overall.by_layer.1", 1.5),
+        ("overall.by_step", None),
+        ("by_category.local_edit.samples", 1.5),
+        ("stability.same_set", "0.97"),
+        ("stability.frequency.0", {}),
+        ("samples.0.by_layer.2", float("inf")),
+        ("samples.0.sample", 1),
+        ("origin.weights", ["abc"]),
+        ("layers", [True]),
     ],
 )
-def test_another_or_a_damaged_file_is_refused(path, change, words):
-    path.write_text(json.dumps(change(json.loads(path.read_text()))))
-    with pytest.raises(ToPiError, match=words):
+def test_an_invalid_field_is_named(path, field, value):
+    content = json.loads(path.read_text())
+    set_in(content, field, value)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ToPiError, match=rf"c.json is not valid: field {field}.*topi calibrate"):
         read_calibration(path)
 
 
-def test_no_file_and_no_json(path):
+def test_parts_that_are_missing_or_contradict_each_other(path):
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in content.items() if k != "stability"}))
+    with pytest.raises(ToPiError, match="field stability"):
+        read_calibration(path)
+    path.write_text(json.dumps(content | {"layers": [0, 1]}))
+    with pytest.raises(ToPiError, match="two different sets"):
+        read_calibration(path)
+
+
+def test_no_file_and_no_json(path, tmp_path):
     with pytest.raises(ToPiError, match=r"No such file.*topi calibrate"):
         read_calibration(path.with_name("none.json"))
-    path.write_text("{")
-    with pytest.raises(ToPiError, match="is not JSON"):
-        read_calibration(path)
+    for content in (b"{", b"[]", b"\xff", b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(ToPiError, match=r"c\.json .*topi calibrate"):
+            read_calibration(path)
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", tmp_path, "/dev/zero"):
+        with pytest.raises(ToPiError, match="not a regular file"):
+            read_calibration(place)
+
+
+def test_shipped_calibrations_are_valid():
+    shipped = sorted(Path(topi.__file__).parent.glob("models/weights/*/calibration*.json"))
+    assert len(shipped) >= 3
+    for file in shipped:
+        assert read_calibration(file).layers

@@ -1,6 +1,6 @@
 """The base of all methods."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
@@ -9,39 +9,12 @@ from torch import Tensor
 
 from topi.engine import BlockInput, Call, CallRecord, Merge, Session
 from topi.errors import ToPiError
+from topi.methods.parameters import check_layers, check_one_of, check_share, check_whole, plain
 from topi.models import ModelFacts, adapter_for
 from topi.models.rope import take_rows
 
 __all__ = ["BlockInput", "Call", "CallRecord", "Merge", "Method"]
 __all__ += ["check_layers", "check_one_of", "check_share", "check_whole"]
-
-
-def check_share(name: str, value: Any) -> None:
-    """Raise a ToPiError unless `value` is a number in [0, 1]."""
-    if not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ToPiError(f"{name}={value!r} must be a number in [0, 1].")
-
-
-def check_whole(name: str, value: Any, least: int) -> None:
-    """Raise a ToPiError unless `value` is a whole number of at least `least`."""
-    if not isinstance(value, int) or value < least:
-        raise ToPiError(f"{name}={value!r} must be a whole number of at least {least}.")
-
-
-def check_one_of(name: str, value: Any, valid: Iterable[str]) -> None:
-    """Raise a ToPiError that lists the choices unless `value` is one."""
-    if value not in valid:
-        raise ToPiError(f"{name}={value!r} is unknown; choose one of: {', '.join(valid)}.")
-
-
-def check_layers(layers: Iterable[int], model: ModelFacts) -> frozenset[int]:
-    """The layers as a set; raise a ToPiError unless the model has them all."""
-    layers = frozenset(layers)
-    if outside := sorted(layers - set(range(model.depth))):
-        raise ToPiError(
-            f"layers {outside} do not exist; this {model.name} has layers 0 to {model.depth - 1}."
-        )
-    return layers
 
 
 @dataclass
@@ -64,6 +37,16 @@ class Method:
     _attached: bool = field(default=False, init=False, repr=False, compare=False)
     _seed: int = field(default=0, init=False, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        """Turn numbers of NumPy and torch into Python's own; subclasses check them then.
+
+        Raises:
+            ToPiError: of a subclass: a value is of another type or out of range.
+        """
+        for each in fields(self):
+            if each.init:
+                setattr(self, each.name, plain(getattr(self, each.name)))
+
     @contextmanager
     def __call__(self, model: Any, seed: int = 0, trim_last: bool = False) -> Iterator[Self]:
         """Attach to a pipeline or its transformer for the length of a `with` block.
@@ -84,7 +67,7 @@ class Method:
                     f"This {type(part).__name__} object is in use; "
                     "leave its `with` block first or make another one."
                 )
-        check_whole("seed", seed, least=0)
+        seed = check_whole("seed", seed, least=0)
         adapter = adapter_for(model)
         self.prepare(adapter.facts)
         with self.around(model), Session(adapter, self, model, trim_last).attached():

@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from topi.methods.base import Call, check_one_of
+from topi.methods.base import Call
+from topi.methods.parameters import check_one_of
 from topi.methods.pruner import ReferencePruner, round_up
 
 FLIPS = ("never", "anchor", "step")

@@ -16,6 +16,7 @@ NSGA-II over quality and time: `topi search`. Text is never pruned.
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -23,7 +24,8 @@ import torch.nn.functional as F
 from torch import LongTensor, Tensor
 
 from topi.errors import ToPiError
-from topi.methods.base import BlockInput, Call, Merge, Method, check_share, check_whole
+from topi.methods.base import BlockInput, Call, Merge, Method
+from topi.methods.parameters import check_each, check_number, check_share, check_whole, check_window
 from topi.methods.sdtm import highest_in_window, windows
 from topi.methods.tomesd import bipartite_soft_matching
 from topi.models import ModelFacts
@@ -143,21 +145,18 @@ class DaTo(Method):
     )
 
     def __post_init__(self) -> None:
-        self.patch = tuple(self.patch)
-        if not isinstance(self.ratio, int | float):
-            self.ratio = tuple(self.ratio)
+        super().__post_init__()
+        if isinstance(self.ratio, tuple):
+            check_each("ratio", self.ratio, check_share)
+        else:
+            check_share("ratio", self.ratio)
         if self.depths is not None:
-            self.depths = tuple(self.depths)
-        for ratio in self.ratio if isinstance(self.ratio, tuple) else (self.ratio,):
-            check_share("ratio", ratio)
-        for depth in self.depths or ():
-            check_whole("depths", depth, least=0)
+            check_each("depths", self.depths, partial(check_whole, least=0))
         check_whole("cache_every", self.cache_every, least=1)
         check_whole("front_layers", self.front_layers, least=0)
-        if not 0 <= self.noise < math.inf:
-            raise ToPiError(f"noise={self.noise} must not be negative.")
-        if len(self.patch) != 2 or min(self.patch) < 1 or math.prod(self.patch) < 2:
-            raise ToPiError(f"patch={self.patch} must be two numbers for at least two tokens.")
+        check_whole("seed", self.seed, least=0)
+        check_number("noise", self.noise, "of at least 0", lambda number: 0 <= number < math.inf)
+        self.patch = check_window("patch", self.patch, least=2)
 
     @property
     def decides_before(self) -> Collection[int]:

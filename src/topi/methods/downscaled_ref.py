@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from topi.errors import ToPiError
 from topi.methods.base import Call, Method
+from topi.methods.parameters import check_number
 from topi.models.adapter import Grid
 from topi.models.references import resized_references
 
@@ -30,8 +30,8 @@ class DownscaledRef(Method):
         Raises:
             ToPiError: it is out of range.
         """
-        if not isinstance(self.scale, int | float) or not 0 < self.scale <= 1:
-            raise ToPiError(f"scale={self.scale!r} must be a number in (0, 1].")
+        super().__post_init__()
+        check_number("scale", self.scale, "in (0, 1]", lambda number: 0 < number <= 1)
 
     @contextmanager
     def around(self, model: Any) -> Iterator[None]:

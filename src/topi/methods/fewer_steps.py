@@ -10,6 +10,7 @@ import numpy as np
 
 from topi.errors import ToPiError
 from topi.methods.base import Call, Method
+from topi.methods.parameters import check_number
 
 
 def thinned(sigmas: Any, count: int) -> list[float]:
@@ -37,8 +38,8 @@ class FewerSteps(Method):
         Raises:
             ToPiError: it is out of range.
         """
-        if not isinstance(self.share, int | float) or not 0 < self.share <= 1:
-            raise ToPiError(f"share={self.share!r} must be a number in (0, 1].")
+        super().__post_init__()
+        check_number("share", self.share, "in (0, 1]", lambda number: 0 < number <= 1)
 
     @contextmanager
     def around(self, model: Any) -> Iterator[None]:

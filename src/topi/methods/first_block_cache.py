@@ -11,7 +11,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from topi.errors import ToPiError
-from topi.methods.base import BlockInput, Call, Method, check_one_of, check_whole
+from topi.methods.base import BlockInput, Call, Method
+from topi.methods.parameters import check_number, check_one_of, check_whole
 from topi.methods.temporal import Memory, TemporalCache, relative_change
 from topi.models import ModelFacts
 
@@ -58,8 +59,7 @@ class FirstBlockCache(TemporalCache):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.threshold != self.threshold:
-            raise ToPiError("threshold must be a number.")
+        check_number("threshold", self.threshold, "", lambda number: True)
         check_whole("first_blocks", self.first_blocks, least=1)
         check_whole("warmup", self.warmup, least=0)
         if self.max_skips is not None:

@@ -6,8 +6,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from topi.errors import ToPiError
 from topi.methods.base import Call
+from topi.methods.parameters import check_at_least_zero
 from topi.methods.schedule import AnchorSchedule
 from topi.methods.temporal import relative_change
 
@@ -75,8 +75,8 @@ class Drift:
 
 def check_drift(drift: float | None) -> None:
     """Raises ToPiError for what is neither None nor a number of at least 0."""
-    if drift is not None and not drift >= 0:
-        raise ToPiError(f"drift={drift!r} must be a number of at least 0.")
+    if drift is not None:
+        check_at_least_zero("drift", drift)
 
 
 @dataclass

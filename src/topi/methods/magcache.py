@@ -6,12 +6,19 @@ official code and diffusers' hook, with target-only residuals.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor
 
-from topi.errors import ToPiError
-from topi.methods.base import BlockInput, Call, check_share, check_whole
+from topi.methods.base import BlockInput, Call
+from topi.methods.parameters import (
+    check_at_least_zero,
+    check_each,
+    check_positive,
+    check_share,
+    check_whole,
+)
 from topi.methods.temporal import Memory, TemporalCache
 
 
@@ -67,21 +74,17 @@ class MagCache(TemporalCache):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.threshold is not None and not self.threshold >= 0:
-            raise ToPiError(f"threshold={self.threshold!r} must not be negative.")
+        if self.threshold is not None:
+            check_at_least_zero("threshold", self.threshold)
         if self.max_skips is not None:
             check_whole("max_skips", self.max_skips, least=0)
         check_share("retention", self.retention)
         if self.ratios is not None:
-            self.ratios = tuple(self.ratios)
-            if not self.ratios:
-                raise ToPiError("ratios is empty; give one for each step.")
+            self.ratios = check_each("ratios", self.ratios, check_positive)
             if self.always is None:  # the model's own belong to its own ratios
                 self.always = ()
-        if self.always is not None:
-            self.always = tuple(self.always)
-            for number in self.always:
-                check_whole("always", number, least=0)
+        if self.always not in (None, ()):
+            self.always = check_each("always", self.always, partial(check_whole, least=0))
 
     def new_memory(self) -> MagMemory:
         """Without any error."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from topi.engine.attention import context_sensitivity, reference_attention
-from topi.methods.base import Call, Method, check_layers
+from topi.methods.base import Call, Method
+from topi.methods.parameters import check_layers
 from topi.methods.topi import value_norms
 from topi.models import ModelFacts
 

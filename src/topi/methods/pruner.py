@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from topi.methods.base import Call, check_one_of, check_whole
+from topi.methods.base import Call
+from topi.methods.parameters import check_one_of, check_whole
 from topi.methods.schedule import AnchorSchedule
 
 DROPPED = ("prune", "merge")

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from topi.methods.base import Call, check_one_of, check_share, check_whole
+from topi.methods.base import Call
+from topi.methods.parameters import check_one_of, check_share, check_whole
 from topi.methods.pruner import ReferencePruner
 
 REDRAWS = ("anchor", "step")

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from topi.errors import ToPiError
-from topi.methods.base import Call, check_whole
+from topi.methods.base import Call
 from topi.methods.kv_store import KVReuse, Pair, take
+from topi.methods.parameters import check_number, check_whole
 from topi.models import ModelFacts
 
 
@@ -86,9 +87,8 @@ class RegionE(KVReuse):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole("last_full", self.last_full, least=0)
-        threshold = 0 if self.threshold is None else self.threshold
-        if not isinstance(threshold, int | float) or threshold != threshold:
-            raise ToPiError(f"threshold={self.threshold!r} must be a number.")
+        if self.threshold is not None:
+            check_number("threshold", self.threshold, "", lambda number: True)
 
     def prepare(self, model: ModelFacts) -> None:
         """Settle the threshold."""

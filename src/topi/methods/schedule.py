@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from topi.errors import ToPiError
-from topi.methods.base import Call, Method, check_whole
+from topi.methods.base import Call, Method
+from topi.methods.parameters import check_whole
 from topi.models import ModelFacts
 
 FRONT_SHARE = 10 / 57  # ten front layers of FLUX's 57
@@ -31,6 +32,7 @@ class AnchorSchedule(Method):
         Raises:
             ToPiError: a value is out of range.
         """
+        super().__post_init__()
         for name in ("update_every", "first_anchor", "front_layers"):
             check_whole(name, getattr(self, name), least=0)
 

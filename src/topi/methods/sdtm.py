@@ -30,7 +30,15 @@ from torch import LongTensor, Tensor
 
 from topi.engine.attention import image_attention
 from topi.errors import ToPiError
-from topi.methods.base import Call, Merge, Method, check_one_of, check_share, check_whole
+from topi.methods.base import Call, Merge, Method
+from topi.methods.parameters import (
+    check_at_least_zero,
+    check_one_of,
+    check_positive,
+    check_share,
+    check_whole,
+    check_window,
+)
 from topi.methods.toma import tiles
 from topi.methods.tomesd import BagMerge, bipartite_soft_matching, image_numbers
 from topi.models import ModelFacts
@@ -260,7 +268,7 @@ class SDTM(Method):
     _weigh: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self.window = tuple(self.window)
+        super().__post_init__()
         for name in ("ratio", "deviation", "structure", "merge_weight"):
             check_share(name, getattr(self, name))
         check_whole("protect_every", self.protect_every, least=0)
@@ -271,10 +279,11 @@ class SDTM(Method):
                 f"deviation={self.deviation} must be at most ratio={self.ratio}, as the share of "
                 "merged tokens ends at their difference."
             )
-        if len(self.window) != 2 or min(self.window) < 1 or math.prod(self.window) < 2:
-            raise ToPiError(f"window={self.window} must be two numbers for at least two tokens.")
-        if min(self.a_s, self.a_d) < 0 or not 0 < self.a_p < math.inf:
-            raise ToPiError("a_s and a_d must not be negative, and a_p must be positive.")
+        self.window = check_window("window", self.window, least=2)
+        for name in ("a_s", "a_d"):
+            check_at_least_zero(name, getattr(self, name))
+        check_positive("a_p", self.a_p)
+        check_whole("seed", self.seed, least=0)
 
     @property
     def observes(self) -> bool:

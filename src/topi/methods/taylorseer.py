@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from topi.methods.base import BlockInput, Call, check_whole
+from topi.methods.base import BlockInput, Call
+from topi.methods.parameters import check_whole
 from topi.methods.temporal import Memory, TemporalCache
 
 

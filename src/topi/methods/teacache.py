@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from topi.errors import ToPiError
 from topi.methods.base import BlockInput, Call
+from topi.methods.parameters import check_at_least_zero, check_each, check_finite
 from topi.methods.temporal import Memory, TemporalCache, relative_change
 
 
@@ -63,12 +63,11 @@ class TeaCache(TemporalCache):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.threshold is not None and not self.threshold >= 0:
-            raise ToPiError(f"threshold={self.threshold!r} must not be negative.")
+        for name in ("threshold", "ceiling"):
+            if (value := getattr(self, name)) is not None:
+                check_at_least_zero(name, value)
         if self.coefficients is not None:
-            self.coefficients = tuple(self.coefficients)
-            if not self.coefficients:
-                raise ToPiError("coefficients is empty; give them with the highest power first.")
+            self.coefficients = check_each("coefficients", self.coefficients, check_finite)
             if self.ceiling is None:
                 self.ceiling = float("inf")
 

@@ -6,13 +6,14 @@ them there are may change from step to step when a spatial method is stacked (`s
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from topi.errors import ToPiError
-from topi.methods.base import BlockInput, Call, Method, check_one_of
+from topi.methods.base import BlockInput, Call, Method
+from topi.methods.parameters import check_one_of
 from topi.models import ModelFacts
 
 CFG_DECISIONS = ("shared", "separate")
@@ -78,6 +79,7 @@ class TemporalCache(Method):
         Raises:
             ToPiError: a value is out of range.
         """
+        super().__post_init__()
         check_one_of("cfg_decision", self.cfg_decision, CFG_DECISIONS)
         check_one_of("schedule", self.schedule, SCHEDULES)
 
@@ -97,7 +99,7 @@ class TemporalCache(Method):
         """Settle what is fitted.
 
         Raises:
-            ToPiError: it is neither given nor known for this model.
+            ToPiError: it is neither given nor known for this model, or what is known is not valid.
         """
         known = {**self.unfitted, **model.temporal_cache.get(self.name, {})}
         given = {name: getattr(self, name) for name in self.fitted}
@@ -108,6 +110,8 @@ class TemporalCache(Method):
                 f"layers; run `topi fit-cache` on it and give {', '.join(missing)}, or cache.fit= "
                 "on the command line."
             )
+        checked = replace(self, **self._fit)
+        self._fit = {name: getattr(checked, name) for name in self.fitted}
 
     def reset(self) -> None:
         """Drop what is remembered."""

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import BoolTensor, LongTensor, Tensor
 
-from topi.errors import ToPiError
 from topi.methods.base import Call, Merge, Method
+from topi.methods.parameters import check_positive, check_share, check_whole, check_window
 from topi.models import ModelFacts
 
 Grid = tuple[int, int]
@@ -254,16 +254,12 @@ class ToMA(Method):
     )
 
     def __post_init__(self) -> None:
-        self.tile = tuple(self.tile)
-        if not 0 <= self.ratio <= 1:
-            raise ToPiError(f"ToMA: ratio must lie in [0, 1], got {self.ratio}.")
-        if len(self.tile) != 2 or min(self.tile) < 1:
-            raise ToPiError(f"ToMA: tile must be two positive numbers, got {self.tile}.")
+        super().__post_init__()
+        check_share("ratio", self.ratio)
+        self.tile = check_window("tile", self.tile, least=1)
         for name in ("merge_every", "destinations_every", "map_every"):
-            if getattr(self, name) < 1:
-                raise ToPiError(f"ToMA: {name} must be at least 1, got {getattr(self, name)}.")
-        if self.scale <= 0:
-            raise ToPiError(f"ToMA: scale must be positive, got {self.scale}.")
+            check_whole(name, getattr(self, name), least=1)
+        check_positive("scale", self.scale)
 
     def prepare(self, model: ModelFacts) -> None:
         self._plan = layer_plan(model)

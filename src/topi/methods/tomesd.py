@@ -21,6 +21,7 @@ from torch import LongTensor, Tensor
 
 from topi.errors import ToPiError
 from topi.methods.base import Call, Merge, Method
+from topi.methods.parameters import check_one_of, check_share, check_whole
 from topi.models import ModelFacts
 
 Grid = tuple[int, int]
@@ -155,12 +156,11 @@ class ToMeSD(Method):
     _scopes: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ratio <= 1:
-            raise ToPiError(f"ToMeSD: ratio must lie in [0, 1], got {self.ratio}.")
-        if min(self.sx, self.sy) < 1:
-            raise ToPiError(f"ToMeSD: sx and sy must be at least 1, got {self.sx} and {self.sy}.")
-        if self.scope not in ("attention", "block"):
-            raise ToPiError(f"ToMeSD: scope must be attention or block, got {self.scope!r}.")
+        super().__post_init__()
+        check_share("ratio", self.ratio)
+        for name, least in (("sx", 1), ("sy", 1), ("skip_layers", 0), ("seed", 0)):
+            check_whole(name, getattr(self, name), least)
+        check_one_of("scope", self.scope, ("attention", "block"))
 
     def prepare(self, model: ModelFacts) -> None:
         """Give every layer the widest scope it allows, up to the one asked for."""

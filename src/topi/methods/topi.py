@@ -6,6 +6,7 @@ Transformers".
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -13,7 +14,14 @@ from torch import Tensor
 
 from topi.engine.attention import output_change, own_rows, reference_attention
 from topi.errors import ToPiError
-from topi.methods.base import Call, check_layers, check_one_of, check_share
+from topi.methods.base import Call
+from topi.methods.parameters import (
+    check_each,
+    check_layers,
+    check_one_of,
+    check_share,
+    check_whole,
+)
 from topi.methods.pruner import (
     ReferencePruner,
     filled_up,
@@ -201,9 +209,7 @@ class ToPi(ReferencePruner):
         for name, valid in (choices | {"order": ORDERS}).items():
             check_one_of(name, getattr(self, name), valid)
         if self.layers is not None:
-            self.layers = tuple(self.layers)
-            if not self.layers:
-                raise ToPiError("layers is empty; give at least one layer to score.")
+            self.layers = check_each("layers", self.layers, partial(check_whole, least=0))
 
     def prepare(self, model: ModelFacts) -> None:
         """Settle the representative layers."""

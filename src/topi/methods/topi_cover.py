@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from topi.errors import ToPiError
-from topi.methods.base import Call, check_one_of, check_share, check_whole
+from topi.methods.base import Call
 from topi.methods.coverage import Neighbourhood, covering_gains, neighbourhood
+from topi.methods.parameters import check_one_of, check_share, check_whole
 from topi.methods.topi import ToPi
 from topi.models import Layout
 

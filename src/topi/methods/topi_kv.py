@@ -12,8 +12,9 @@ from torch import Tensor
 
 from topi.engine.transfer import send, send_all
 from topi.errors import ToPiError
-from topi.methods.base import Call, check_one_of, check_share, check_whole
+from topi.methods.base import Call
 from topi.methods.kv_store import Drift, KVReuse, KVStore, Pair, check_drift, take
+from topi.methods.parameters import check_one_of, check_share, check_whole
 from topi.methods.topi import static_set
 from topi.methods.topi_cover import ToPiCover
 from topi.models import Layout, ModelFacts

@@ -5,13 +5,44 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, NotRequired
+
+from pydantic import ConfigDict, Field, FiniteFloat
+from typing_extensions import TypedDict
 
 from topi.errors import ToPiError
-from topi.results import files
+from topi.results import files, schema
+from topi.results.calibration import Origin
 
 SCHEMA = 1
 """Of the JSON; a file of another schema is refused."""
+
+
+class TeaCacheFit(TypedDict):
+    """The polynomial of `topi.TeaCache`, highest power first."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    coefficients: Annotated[list[FiniteFloat], Field(min_length=1)]
+    ceiling: NotRequired[schema.AtLeastZero]
+    threshold: NotRequired[schema.AtLeastZero]
+
+
+class MagCacheFit(TypedDict):
+    """The ratio of each step for `topi.MagCache`."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    ratios: Annotated[list[schema.AboveZero], Field(min_length=1)]
+    threshold: NotRequired[schema.AtLeastZero]
+    max_skips: NotRequired[schema.Index]
+    always: NotRequired[list[schema.Index]]
+
+
+class Caches(TypedDict):
+    """The fits by the name of the cache."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    teacache: NotRequired[TeaCacheFit]
+    magcache: NotRequired[MagCacheFit]
 
 
 @dataclass(frozen=True)
@@ -19,17 +50,16 @@ class CacheFit:
     """What temporal caches must know of a model.
 
     Args:
-        caches: name of a cache -> its fitted parameters: for "teacache" `coefficients`, highest
-            power first, `ceiling` and `threshold`; for "magcache" the `ratios` of all steps.
+        caches: name of a cache -> its fitted parameters.
         quality: name of a cache -> how well that describes the samples, and over how many points.
         origin: model, weights and data fingerprints, seed, steps, versions, device, ...
     """
 
-    caches: dict[str, dict[str, Any]]
-    quality: dict[str, dict[str, float]]
-    origin: dict[str, Any]
+    caches: Caches
+    quality: dict[str, dict[str, FiniteFloat]]
+    origin: Origin
 
-    def caches_for(self, weights: str) -> dict[str, dict[str, Any]]:
+    def caches_for(self, weights: str) -> Caches:
         """The fitted parameters, for a model of these weights.
 
         Raises:
@@ -54,10 +84,6 @@ def read_cache_fit(path: Path | str) -> CacheFit:
     """Read what `write_cache_fit` wrote.
 
     Raises:
-        ToPiError: there is no such file, or it is no fit of this schema.
+        ToPiError: there is no such file, or it is not valid.
     """
-    again = "write one with `topi fit-cache`."
-    content = files.read_schema(path, SCHEMA, "cache fit", again)
-    if set(content) != {"caches", "quality", "origin"}:
-        raise ToPiError(f"The cache fit {path} is incomplete: {again}")
-    return CacheFit(**content)
+    return schema.read(path, CacheFit, "write one with `topi fit-cache`.", SCHEMA)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
+
+from pydantic import AfterValidator, ConfigDict, Field
+from typing_extensions import TypedDict
 
 from topi.errors import ToPiError
-from topi.results import files
+from topi.results import files, schema
 
 SCHEMA = 1
 """Of the JSON; a file of another schema is refused."""
@@ -18,6 +21,33 @@ CONCENTRATED = 2.0
 """Few layers hold the attention if theirs is so many times the median of the others. Ours."""
 CONSISTENT = 2 / 3
 """Two sets of layers are alike if they share at least so many. Ours."""
+
+
+def _ascending(layers: tuple[int, ...]) -> tuple[int, ...]:
+    if list(layers) != sorted(set(layers)):
+        raise ValueError("the layers should be different and in ascending order")
+    return layers
+
+
+Layers = Annotated[tuple[schema.Index, ...], Field(min_length=1), AfterValidator(_ascending)]
+Shares = Annotated[tuple[schema.Share, ...], Field(min_length=1)]
+
+
+class Origin(TypedDict):
+    """Where a result comes from: the model, its weights' fingerprint, and anything else."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")
+    model: NotRequired[str]
+    weights: NotRequired[str]
+
+
+class Sample(TypedDict):
+    """What one sample contributes; more fields are allowed."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")
+    sample: str
+    by_layer: list[schema.Share]
+    by_step: list[schema.Share]
 
 
 @dataclass(frozen=True)
@@ -32,10 +62,14 @@ class Curves:
         by_step: the same of each step, mean over layers.
     """
 
-    samples: int
-    layers: tuple[int, ...]
-    by_layer: tuple[float, ...]
-    by_step: tuple[float, ...]
+    samples: schema.Index
+    layers: Layers
+    by_layer: Shares
+    by_step: Shares
+
+    def __post_init__(self) -> None:
+        if self.layers[-1] >= len(self.by_layer):
+            raise ValueError(f"layer {self.layers[-1]} has no value in by_layer")
 
 
 @dataclass(frozen=True)
@@ -50,10 +84,10 @@ class Stability:
         frequency: of each layer, the share of subsets that choose it.
     """
 
-    subsets: int
+    subsets: schema.Index
     seed: int
-    same_set: float
-    frequency: tuple[float, ...]
+    same_set: schema.Share
+    frequency: tuple[schema.Share, ...]
 
 
 @dataclass(frozen=True)
@@ -71,8 +105,8 @@ class Calibration:
     overall: Curves
     by_category: dict[str, Curves]
     stability: Stability
-    samples: tuple[dict[str, Any], ...]
-    origin: dict[str, Any]
+    samples: tuple[Sample, ...]
+    origin: Origin
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -111,29 +145,14 @@ def read_calibration(path: Path | str) -> Calibration:
     """Read what `write_calibration` wrote.
 
     Raises:
-        ToPiError: there is no such file, or it is no calibration of this schema.
+        ToPiError: there is no such file, or it is not valid.
     """
     again = "write one with `topi calibrate`."
-    content = files.read_schema(path, SCHEMA, "calibration", again)
-    try:
-        calibration = Calibration(
-            overall=_curves(content["overall"]),
-            by_category={name: _curves(each) for name, each in content["by_category"].items()},
-            stability=Stability(**_tuples(content["stability"])),
-            samples=tuple(content["samples"]),
-            origin=content["origin"],
-        )
-        layers = tuple(content["layers"])
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ToPiError(f"{path} is a damaged calibration ({error!r}): {again}") from error
-    if layers != calibration.layers:
+    calibration = schema.read(path, Calibration, again, SCHEMA)
+    if schema.read(path, _Layers, again)["layers"] != calibration.layers:
         raise ToPiError(f"{path} names two different sets of layers: {again}")
     return calibration
 
 
-def _curves(content: dict[str, Any]) -> Curves:
-    return Curves(**_tuples(content))
-
-
-def _tuples(content: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
+class _Layers(TypedDict):
+    layers: Layers
