@@ -73,6 +73,7 @@ class DataConfig:
     reference_size: Any = None  # of MiniEdit, as the next
     references: int | None = None  # more than the instruction needs
     path: str | None = None
+    outside: bool = False  # may a list name pictures outside its folder?
     revision: str | None = None  # of AnyEdit, as all that follow
     per_type: int | None = None
     visual: bool = False

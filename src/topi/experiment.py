@@ -336,7 +336,7 @@ def load_data(config: DataConfig) -> Dataset:
         what["anyedit"] = "a folder with AnyEdit-Test or parquet files, or a hub id"
         raise ConfigError(f"data={config.name} needs data.path, {what[config.name]}.")
     if config.name == "folder":
-        return EditFolder(config.path, config.count)
+        return EditFolder(config.path, config.count, config.outside)
     if config.name == "anyedit":
         return AnyEdit(
             config.path,
@@ -347,6 +347,7 @@ def load_data(config: DataConfig) -> Dataset:
             config.calibration,
             config.count,
             config.revision,
+            config.outside,
         )
     kind = {"mini_edit": MiniEdit, "mini_edit_plus": MiniEditPlus}[config.name]
     kind.verify()

@@ -402,3 +402,19 @@ def test_edited_images_are_read_only_on_request(test_folder):
     assert row.edited is None
     ((_, row),) = source.rows(source.keys(), edited=True)
     assert row.edited == (root / "anybench/outpaint/000_out.png").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["../../../out.png", "absolute", "link.png"])
+def test_pictures_outside_the_folder_are_refused_unless_allowed(test_folder, tmp_path, name):
+    root = test_folder({"add": 4})
+    out = root.parent / "out.png"
+    Image.new("RGB", (32, 32), "blue").save(out)
+    (root / "anybench" / "add" / "link.png").symlink_to(out)
+    listed = root / "anybench" / "add" / "edit_result.json"
+    rows = json.loads(listed.read_text())
+    rows[0]["image_file"] = str(out) if name == "absolute" else name
+    listed.write_text(json.dumps(rows))
+    with pytest.raises(ToPiError, match=r"is outside .*data\.outside=true"):
+        load(root, tmp_path, calibration=0)
+    assert out.read_bytes() not in [file.read_bytes() for file in tmp_path.rglob("images/*")]
+    assert len(load(root, tmp_path, outside=True, calibration=0)) == 4

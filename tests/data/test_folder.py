@@ -158,3 +158,24 @@ def test_nothing_is_no_instruction_and_no_count(folder):
         EditFolder(folder)
     with pytest.raises(ToPiError, match="count=0 must be at least 1"):
         EditFolder(folder, 0)
+
+
+@pytest.mark.parametrize("name", ["../out.png", "sub/../../out.png", "link.png", "linked/out.png"])
+@pytest.mark.parametrize("field", ["image", "edited"])
+def test_pictures_outside_the_folder_are_refused_unless_allowed(tmp_path, name, field):
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    Image.new("RGB", (16, 16), "blue").save(tmp_path / "out.png")
+    Image.new("RGB", (16, 16), "red").save(folder / "a.png")
+    (folder / "link.png").symlink_to(tmp_path / "out.png")
+    (folder / "linked").symlink_to(tmp_path)
+    (folder / "own.png").symlink_to("a.png")
+    for named in (name, str(tmp_path / "out.png")):
+        write(folder, {"image": "a.png", "instruction": "x", field: named})
+        with pytest.raises(ToPiError, match=r"is outside .*data\.outside=true"):
+            EditFolder(folder)
+        sample = EditFolder(folder, outside=True)[0]
+        shown = sample.target if field == "edited" else sample.references[0]
+        assert shown.getpixel((0, 0)) == (0, 0, 255)
+    write(folder, {"image": "own.png", "instruction": "x", "edited": "sub/../a.png"})
+    assert EditFolder(folder)[0].references[0].size == (16, 16)

@@ -45,6 +45,7 @@ class AnyEdit:
         calibration: pairs for calibration.
         count: samples; all if None.
         revision: commit of a hub id.
+        outside: allow lists of AnyEdit-Test to name images outside their folder.
 
     Raises:
         ToPiError: nothing usable is there, or it is not what the manifest says.
@@ -60,6 +61,7 @@ class AnyEdit:
         calibration: int = 48,
         count: int | None = None,
         revision: str | None = None,
+        outside: bool = False,
     ):
         groups = 1 if visual else len(CATEGORIES)
         if split not in SPLITS:
@@ -81,7 +83,7 @@ class AnyEdit:
         self.folder = Path(cache) / f"anyedit-{key}"
         self.file = self.folder / "manifest.json"
         if not self.file.is_file():
-            source = open_source(path, revision)
+            source = open_source(path, revision, outside)
             _write_selection(source, settings, self.folder, self.file)
         manifest = _read_manifest(self.file)
         log.info("the pairs of %s; delete %s to select anew", self.file, self.folder)

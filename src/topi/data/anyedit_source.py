@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from rich.progress import track
 
 from topi.data.anyedit_types import edit_type
+from topi.data.inside import inside
 from topi.errors import ToPiError
 
 LIST = "edit_result.json"
@@ -79,13 +80,13 @@ class TestFolder:
     """AnyEdit-Test: `anybench/<type>/edit_result.json` somewhere below `path`, and the images.
 
     Images are named relative to the folder that holds `anybench`, to the type's folder, or to
-    `path`; the first that exists counts.
+    `path`; the first that exists counts. Other files are refused unless `outside` is true.
     """
 
     __test__ = False  # not a test, whatever pytest thinks of the name
 
-    def __init__(self, path: Path, lists: Iterable[Path]):
-        self.path, self.name = path, "AnyEdit-Test"
+    def __init__(self, path: Path, lists: Iterable[Path], outside: bool = False):
+        self.path, self.name, self.outside = path, "AnyEdit-Test", outside
         self.lists = sorted(lists)
         self._rows: dict[tuple, tuple[Path, Mapping]] = {}
 
@@ -123,7 +124,7 @@ class TestFolder:
             return None
         for base in (folder.parent.parent, folder.parent, folder, self.path):
             try:
-                return (base / name).read_bytes()
+                return inside(base, name, self.outside).read_bytes()
             except (OSError, ValueError):  # not there, a folder, or no name for a file
                 continue
         return None
@@ -232,10 +233,10 @@ def _encoded(image: Any) -> bytes | None:
     return image if isinstance(image, bytes) else None
 
 
-def open_source(path: str | Path, revision: str | None = None) -> Source:
+def open_source(path: str | Path, revision: str | None = None, outside: bool = False) -> Source:
     """The source at a local folder or parquet file, or at a hub id.
 
-    A hub id is `owner/name`, or `owner/name/<glob>`.
+    A hub id is `owner/name`, or `owner/name/<glob>`. `outside`: see `TestFolder`.
 
     Raises:
         ToPiError: there is nothing of the kind, or the revision of a hub id is not pinned.
@@ -243,7 +244,7 @@ def open_source(path: str | Path, revision: str | None = None) -> Source:
     folder = Path(path)
     if folder.is_dir() or folder.is_file():
         if lists := list(folder.rglob(LIST)):
-            return TestFolder(folder, lists)
+            return TestFolder(folder, lists, outside)
         files = [folder] if folder.is_file() else list(folder.rglob("*.parquet"))
         if files := [str(f) for f in files if f.suffix == ".parquet" and f.name[0] != "."]:
             from fsspec.implementations.local import LocalFileSystem

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from topi.data.images import read_rgb
+from topi.data.inside import inside
 from topi.data.sample import CATEGORIES, VISUAL, EditSample
 from topi.errors import ToPiError
 
@@ -30,12 +31,17 @@ class EditFolder:
     Unlike AnyEdit's, a broken line or image is not left out: it is your own, so mend it. All broken
     images are named by `topi data check`.
 
+    Args:
+        path: the folder.
+        count: samples; all if None.
+        outside: allow the list to name images outside the folder.
+
     Raises:
         ToPiError: the list is missing, or something in it is wrong; the message names the line.
     """
 
-    def __init__(self, path: str | Path, count: int | None = None):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, count: int | None = None, outside: bool = False):
+        self.path, self.outside = Path(path), outside
         if count is not None and count < 1:
             raise ToPiError(f"count={count} must be at least 1")
         found = [self.path / name for name in FILES if (self.path / name).is_file()]
@@ -55,6 +61,9 @@ class EditFolder:
         if twice := {name for name in ids if ids.count(name) > 1}:
             raise ToPiError(f'{self.file}: the "id" {sorted(twice)[0]} occurs twice')
         self.entries = self.entries[:count]
+        for entry in self.entries:
+            for name in (*entry["image"], entry.get("edited", "")):
+                inside(self.path, name, outside)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -72,7 +81,7 @@ class EditFolder:
         )
 
     def _open(self, name: str) -> Image.Image:
-        file = self.path / name
+        file = inside(self.path, name, self.outside)
         if not file.is_file():
             raise ToPiError(f"the image {file} named in {self.file.name} does not exist")
         try:
@@ -87,7 +96,7 @@ class EditFolder:
         digest = hashlib.sha256(json.dumps(self.entries, sort_keys=True).encode())
         for entry in self.entries:
             for name in entry["image"]:
-                file = self.path / name
+                file = inside(self.path, name, self.outside)
                 digest.update(file.read_bytes() if file.is_file() else b"missing")
         return digest.hexdigest()[:16]
 
