@@ -234,6 +234,27 @@ def test_verify_runs_samples_again_and_finds_a_forged_row(calm, capsys, edits):
     assert cli.main(["verify", "no-such", "--store", str(store)]) == 1
 
 
+@pytest.mark.parametrize("place", ["data", "experiment"])
+def test_nothing_in_a_manifest_is_interpolated(tmp_path, monkeypatch, calm, caplog, place):
+    monkeypatch.setenv("SECRET", "swordfish")
+    cell = Store(tmp_path).cell("k")
+    config = dict(calm.manifest["config"]) | {"data": {"name": "folder", "path": "x"}}
+    text = "${oc.env:SECRET}"
+    if place == "data":
+        config["data"] = {"name": "folder", "path": f"no/{text}"}
+    else:
+        config[place] = text
+    cell.start(calm.manifest | {"config": config, "key": "k"})
+    cell.fail("no luck")
+    assert retry(tmp_path) == 1
+    with pytest.raises(ToPiError):
+        verify(tmp_path, "k")
+    assert "swordfish" not in caplog.text
+    assert "oc.env:SECRET" in caplog.text
+    held = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [text for text in held if "swordfish" in text]
+
+
 def test_verify_refuses_what_is_not_the_same(calm, monkeypatch):
     monkeypatch.setattr(TinyEditor, "fingerprint", lambda self: "other")
     with pytest.raises(ToPiError, match="weights random-kontext are now other"):

@@ -158,6 +158,23 @@ def read_config(composed: DictConfig) -> Config:
     return config
 
 
+def check_literal(content: Any, where: str) -> None:
+    """Refuse plain data from a file in which OmegaConf would put the value of something else.
+
+    `${oc.env:NAME}` in a manifest that somebody else wrote is one of our secrets.
+
+    Raises:
+        ConfigError: a text has an interpolation; `where` begins the message.
+    """
+    if isinstance(content, dict):
+        content = [*content, *content.values()]
+    if isinstance(content, list):
+        for each in content:
+            check_literal(each, where)
+    elif isinstance(content, str) and "${" in content:
+        raise ConfigError(f"{where} has {content!r}: in files no ${{...}} is replaced.")
+
+
 def check_shard(shard: str | None) -> None:
     """Raise a ConfigError unless it is None or "i/n" with i below n."""
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard or "0/1")

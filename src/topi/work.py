@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from topi.compose import composed
-from topi.config import Config, read_config
+from topi.config import Config, check_literal, read_config
 from topi.errors import ToPiError
 from topi.plan import PlannedCell, Task
 from topi.results import Cell, Store
@@ -109,12 +109,14 @@ def config_of(cell: Cell) -> Config:
     """The configuration in a manifest; the store is where the cell is now.
 
     Raises:
-        ToPiError: the manifest is damaged or of another version of this program.
+        ToPiError: the manifest is damaged or of another version of this program, or has an
+            interpolation.
     """
     content = cell.manifest.get("config")
     if not isinstance(content, dict):
         raise ToPiError(f"The manifest of {cell.key} has no configuration.")
     here = {"store": str(cell.path.parents[1]), "resume": content.get("resume", "same")}
+    check_literal(content | here, f"The configuration of {cell.key}")
     return read_config(OmegaConf.create(content | here))
 
 
