@@ -3,6 +3,7 @@
 The model is loaded once, here; the processes that suffer are forks.
 """
 
+import json
 import os
 import random
 import signal
@@ -294,13 +295,34 @@ def test_a_plan_keeps_draws_apart_and_refuses_impossible_points():
         plan(["experiment=smoke"], group=0)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", "not json"])
+CELL = {"label": "full", "overrides": ["method=full"]}
+TASK = {"task": 0, "gpu": "a100", "model": "m", "experiment": None, "cells": [CELL]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "\n\n", "{}", "[1]", "not json"),
+        *(
+            json.dumps(TASK | wrong)
+            for wrong in ({"task": True}, {"cells": []}, {"gpu": None}, {"cells": [{"label": "x"}]})
+        ),
+    ],
+)
 def test_what_is_not_a_plan_is_refused(tmp_path, text):
     path = tmp_path / "plan.jsonl"
     if text:
         path.write_text(text + "\n")
-    with pytest.raises(ToPiError, match="is not a plan"):
+    with pytest.raises(ToPiError, match=r"plan\.jsonl.*topi plan"):
         load(path)
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path):
+    path = tmp_path / "plan.jsonl"
+    cell = PlannedCell("a label with \u2028 and \x85", ["method=full"])
+    tasks = [Task(number, "none", "m", None, [cell]) for number in range(2)]
+    path.write_text(dump(tasks))
+    assert load(path) == tasks
 
 
 def test_each_process_takes_a_gpu_of_its_own(tmp_path, monkeypatch):

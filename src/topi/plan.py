@@ -8,15 +8,17 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from pydantic import Field
 
 from hydra_plugins.topi_sweeper import points
 from topi.compose import composed, refusals
 from topi.config import AXES, Config, axes_read, read_config
 from topi.errors import ToPiError
+from topi.results import schema
 from topi.results.keys import canonical
 
 GPUS = {"kontext": "a100", "flux2": "a100", "qwen_edit": "h20", "qwen_edit_plus": "h20"}
@@ -41,11 +43,11 @@ class Task:
     `experiment` the name behind `experiment=`.
     """
 
-    task: int
-    gpu: str
-    model: str
+    task: schema.Index
+    gpu: schema.Text
+    model: schema.Text
     experiment: str | None
-    cells: list[PlannedCell]
+    cells: Annotated[list[PlannedCell], Field(min_length=1)]
 
 
 def plan(
@@ -118,16 +120,15 @@ def load(path: Path) -> list[Task]:
     Raises:
         ToPiError: it is not there or not a plan.
     """
-    try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        tasks = [
-            Task(**line | {"cells": [PlannedCell(**cell) for cell in line["cells"]]})
-            for line in lines
-        ]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ToPiError(
-            f"{path} is not a plan ({error!r}): write one with `topi plan ... > {path.name}`."
-        ) from error
+    again = f"write one with `topi plan ... > {path.name}`."
+    lines = schema.read_text(path, again).split("\n")
+    tasks = [
+        schema.parse(line, Task, f"{path}, line {number},", again)
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not tasks:
+        raise ToPiError(f"{path} holds no task: {again}")
     return tasks
 
 

@@ -91,9 +91,22 @@ def test_bad_questions_are_told(tmp_path):
         comparison(store, ["topi ratio=0.5"])
     with pytest.raises(ToPiError, match=r"asked.csv cannot be read"):
         answers(store, asked)
-    asked.write_text("section,one\nA,topi\n")
-    with pytest.raises(ToPiError, match="lacks the columns question, other, decided"):
-        answers(store, asked)
+    header = "section,question,one,other,decided\n"
+    for content, words in (
+        ("section,one\nA,topi\n", "asked.csv, line 2, is not valid: field question"),
+        ("", "at least one question"),
+        (header, "at least one question"),
+        (header + ",?,topi,random,\n", "the first with a section"),
+        (header + "A,?,topi,,\n", "line 2, is not valid: field other"),
+        (header + "A,?,topi,random,\n\nA,?,topi\n", "line 4, has 3 fields"),
+        (header + "A,?,topi,random,,\n", "line 2, has 6 fields"),
+        (header + 'A,"?\n?",topi,random,\nA,?,,random,', "line 4, is not valid: field one"),
+        (header + 'A,"?,topi,random,', "line 2: unexpected end of data"),
+        (header.replace("decided", "one"), "the column one twice"),
+    ):
+        asked.write_text(content)
+        with pytest.raises(ToPiError, match=words):
+            answers(store, asked)
     asked.write_text("section,question,one,other,decided\nA,?,topi,random,\n")
     with pytest.raises(ToPiError, match=r"No cells in .*results: run"):
         answers(store, asked)

@@ -10,10 +10,12 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 from rich.text import Text as Words
+from typing_extensions import TypedDict
 
 from topi.report.statistics import LEVEL, Estimate, holm
 from topi.report.suite import Run, Suite, best_suites, suites, weights_of
 from topi.report.text_table import Text, TextTable, to_markdown
+from topi.results import schema
 from topi.results.probe import ProbeRun, load_probes
 from topi.results.store import Store
 
@@ -340,6 +342,13 @@ RULES = (
 )
 
 
+class Note(TypedDict):
+    """A line of `experiments/findings.csv`."""
+
+    claim: schema.Text
+    finding: schema.Text
+
+
 def read_notes(path: Path | None = None) -> dict[str, str]:
     """Claim -> what was looked into when it failed, from `experiments/findings.csv`."""
     from topi.report.paper_values import EXPERIMENTS
@@ -347,5 +356,5 @@ def read_notes(path: Path | None = None) -> dict[str, str]:
     path = path or EXPERIMENTS / "findings.csv"
     if not path.is_file():
         return {}
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    return dict(zip(table["claim"], table["finding"], strict=True))
+    found = schema.read_csv(path, Note, "give it the columns claim and finding.")
+    return {each["claim"]: each["finding"] for each in found}

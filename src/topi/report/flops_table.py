@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import pandas as pd
+from typing_extensions import TypedDict
 
-from topi.errors import ToPiError
 from topi.report.paper_values import EXPERIMENTS, paper_values
 from topi.report.text_table import Text, TextTable
+from topi.results import schema
 
 GIGA = 1e9
 TEXT, TARGET, REFERENCE = 512, 4096, 4096
@@ -23,9 +23,9 @@ ARCHITECTURES = {"Flux Joint": 4, "Flux Single": 4, "Qwen-Image-Edit": 6}
 class LayerFlops:
     """FLOPs of one layer by component."""
 
-    attention: float
-    image: float
-    text: float
+    attention: schema.AtLeastZero
+    image: schema.AtLeastZero
+    text: schema.AtLeastZero
 
     @property
     def total(self) -> float:
@@ -39,20 +39,21 @@ def by_formula(n_image: int, n_text: int = TEXT, d: int = 4096, mlp: int = 4) ->
     return LayerFlops(4 * (n_image + n_text) ** 2 * d, linear * n_image, linear * n_text)
 
 
+class Counted(TypedDict):
+    """What `python -m topi.evaluation.layer_flops` writes; see `counted`."""
+
+    layers: dict[str, dict[str, LayerFlops]]
+
+
 def counted() -> dict[str, dict[str, LayerFlops]]:
     """The real configurations: architecture -> `baseline` and `topi` -> FLOPs of one layer.
 
     Raises:
-        ToPiError: the counts are missing.
+        ToPiError: the counts are missing or not valid.
     """
     path = EXPERIMENTS / "table6" / "counted.json"
-    if not path.is_file():
-        raise ToPiError(f"{path} is missing: run `python -m topi.evaluation.layer_flops`.")
-    layers = json.loads(path.read_text())["layers"]
-    return {
-        name: {side: LayerFlops(c["attention"], c["image"], c["text"]) for side, c in sides.items()}
-        for name, sides in layers.items()
-    }
+    again = "run `python -m topi.evaluation.layer_flops`."
+    return schema.read(path, Counted, again)["layers"]
 
 
 def reduction(baseline: float, topi: float) -> float:

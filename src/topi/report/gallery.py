@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 from PIL import Image
+from pydantic import Field, PositiveInt
+from typing_extensions import TypedDict
 
 from topi.errors import ToPiError
 from topi.report.artefacts import OURS
 from topi.report.tables import categories_of, in_order
+from topi.results import schema
 from topi.results.files import read_bytes, read_image
 from topi.results.store import Store
 
@@ -47,14 +50,36 @@ class Picture:
     psnr: dict[str, float] = field(default_factory=dict)
 
 
+class Kept(TypedDict):
+    """The tokens that an anchor kept; None: all."""
+
+    step: schema.Index
+    branch: str
+    kept: list[schema.Index] | None
+
+
+class Masks(TypedDict):
+    """A masks file: rows and columns of each reference's tokens, and the anchors."""
+
+    grids: Annotated[list[tuple[PositiveInt, PositiveInt]], Field(min_length=1)]
+    anchors: list[Kept]
+
+
 def read_anchors(path: Path) -> list[Anchor]:
-    """The anchors of one masks file by step; indices count through all references (None: all)."""
-    content = json.loads(read_bytes(path))
-    grids = [tuple(grid) for grid in content["grids"]]
+    """The anchors of one masks file by step; indices count through all references.
+
+    Raises:
+        ToPiError: the file is damaged.
+    """
+    again = "remove its cell and run it again."
+    content = schema.parse(read_bytes(path), Masks, path, again)
+    grids = content["grids"]
     ends = np.cumsum([rows * cols for rows, cols in grids])
     anchors = []
     for record in sorted(content["anchors"], key=lambda record: record["step"]):
         flat = np.zeros(ends[-1], dtype=bool)
+        if max(record["kept"] or [0]) >= len(flat):
+            raise ToPiError(f"{path} keeps a token that its grids do not have: {again}")
         flat[slice(None) if record["kept"] is None else record["kept"]] = True
         parts = np.split(flat, ends[:-1])
         kept = tuple(part.reshape(grid) for part, grid in zip(parts, grids, strict=True))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from topi.errors import ToPiError
+from topi.results import schema
 
 EXPERIMENTS = Path(__file__).resolve().parents[3] / "experiments"
 
@@ -26,7 +27,7 @@ def paper_values(artefact: str, folder: Path = EXPERIMENTS) -> pd.DataFrame:
     path = folder / artefact / "paper.csv"
     if not path.is_file():
         raise ToPiError(f"{path} is missing: the paper's values are in a checkout of the project.")
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
+    return pd.DataFrame(schema.read_csv(path, dict[str, str], "take it from a checkout."))
 
 
 def category_of(printed: str) -> str:

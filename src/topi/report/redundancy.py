@@ -5,16 +5,39 @@ the first one of the control. Differences are paired by sample.
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
 
 from topi.report.statistics import bootstrap
+from topi.results import schema
 
 NOT_RULES = ("id", "category", "truth", "keep", "influence")
 """Fields of a sample that are no rule which influence is compared with."""
+
+
+class Sample(TypedDict):
+    """A sample: PSNR in dB to the true edit, the share that is kept; more fields are rules."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")
+    id: str
+    category: str
+    truth: float
+    keep: float
+    influence: float
+
+
+class Measured(TypedDict):
+    """What `python -m topi.evaluation.redundancy` writes of a run."""
+
+    run: str
+    by_layer: Annotated[list[schema.Share], Field(min_length=1)]
+    by_step: Annotated[list[schema.Share], Field(min_length=1)]
+    samples: Annotated[list[Sample], Field(min_length=1)]
 
 
 def column(run: Mapping, name: str) -> np.ndarray:
@@ -81,7 +104,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m topi.report.redundancy")
     parser.add_argument("measured", nargs="+", type=Path, help="the first one of the control")
     args = parser.parse_args(argv)
-    measured = [json.loads(path.read_text()) for path in dict.fromkeys(args.measured)]
+    again = "write it with `python -m topi.evaluation.redundancy`."
+    measured = [schema.read(path, Measured, again) for path in dict.fromkeys(args.measured)]
     print(tables(measured), end="")
 
 

@@ -11,13 +11,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+from typing_extensions import TypedDict
 
 from topi.errors import ToPiError
 from topi.report.statistics import LEVEL, bootstrap, holm, paired_difference, signed_rank
+from topi.results import schema
 from topi.results.store import Cell, Store
 
-COLUMNS = ("section", "question", "one", "other", "decided")
-"""Of a CSV of questions."""
+
+class Question(TypedDict):
+    """A line of a CSV of questions: see `questions_tables`."""
+
+    section: str
+    question: schema.Text
+    one: schema.Text
+    other: schema.Text
+    decided: str
 
 
 def selection_table(rows: pd.DataFrame, *rivals: str) -> str:
@@ -65,8 +74,8 @@ def questions_tables(models: Mapping[str, pd.DataFrame], questions: pd.DataFrame
 
     Args:
         models: name -> rows of `Store.rows`.
-        questions: `COLUMNS`; `section` empty: that of the line before; `one` and `other` are
-            labels: the difference is that of the first to the second.
+        questions: the columns of `Question`; `section` empty: that of the line before; `one` and
+            `other` are labels: the difference is that of the first to the second.
 
     Raises:
         ToPiError: a label is not in the rows of a model.
@@ -122,14 +131,12 @@ def answers(store: Store, questions: Path) -> str:
     Raises:
         ToPiError: the CSV cannot be read, or asks for a label that is not in the store.
     """
-    try:
-        asked = pd.read_csv(questions, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise ToPiError(f"{questions} cannot be read: {error}") from error
-    if missing := [name for name in COLUMNS if name not in asked]:
-        raise ToPiError(f"{questions} lacks the columns {', '.join(missing)}.")
+    again = f"give a CSV with the columns {', '.join(Question.__annotations__)}."
+    asked = schema.read_csv(questions, Question, again)
+    if not asked or not asked[0]["section"]:
+        raise ToPiError(f"{questions} needs at least one question, the first with a section.")
     rows = store.rows(_cells(store))
-    return questions_tables(dict(iter(rows.groupby("model"))), asked)
+    return questions_tables(dict(iter(rows.groupby("model"))), pd.DataFrame(asked))
 
 
 def _cells(store: Store) -> list[Cell]:
