@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from cell_records import about, row
 from PIL import Image
 
 from topi import cli
@@ -12,7 +13,8 @@ from topi.checked import checked_store
 from topi.errors import ToPiError
 from topi.results import Store
 
-ABOUT = {"model": "m", "count": 2, "git": None, "versions": {}, "device": {}}
+ABOUT = about(git=None, versions={}, device={})
+PICTURE = Image.new("RGB", (8, 8))
 
 
 @pytest.fixture
@@ -21,7 +23,8 @@ def store(tmp_path):
     for number, label in enumerate(("done", "cut", "broken")):
         cell = store.cell(f"m-{label}")
         cell.start({**ABOUT, "key": cell.key, "label": label, "created": f"2026-01-0{number + 1}"})
-        cell.add_row({"sample": "a"}, Image.new("RGB", (8, 8)), None)
+        cell.add_row(row("a"), PICTURE, None)
+    store.cell("m-done").add_row(row("b", 1), PICTURE, None)
     store.cell("m-done").finish()
     store.cell("m-broken").fail("out of luck [again]")
     return store
@@ -31,7 +34,7 @@ def test_status_lists_cells_with_their_state(store, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     assert cli.main(["status", "--store", str(store.root)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[1] == ["m", "done", "1/2", "complete", "m-done"]
+    assert lines[1] == ["m", "done", "2/2", "complete", "m-done"]
     assert lines[2] == ["m", "cut", "1/2", "partial", "1/2", "m-cut"]
     assert lines[3][3:] == ["failed:", "out", "of", "luck", "[again]", "m-broken"]
 
@@ -41,9 +44,9 @@ def test_results_on_other_samples_are_not_shown(tmp_path, capsys, command):
     """Each reads the store only after a look at what its cells rest on."""
     cell = Store(tmp_path / "results").cell("m-other")
     data = {"name": "mini_edit", "split": "evaluation", "size": 64}
-    about = {"data": "0123456789abcdef", "config": {"data": data}, "label": "other", "full": {}}
-    cell.start({**ABOUT, **about, "key": cell.key, "weights": "w", "created": "2026-01-04"})
-    cell.add_row({"sample": "a"}, Image.new("RGB", (8, 8)), None)
+    told = {"data": "0123456789abcdef", "config": {"data": data}, "label": "other", "count": 1}
+    cell.start({**ABOUT, **told, "key": cell.key, "weights": "w", "created": "2026-01-04"})
+    cell.add_row(row("a"), PICTURE, None)
     cell.finish()
     out = ["--out", str(tmp_path / "out")] if command in ("report", "export") else []
     assert cli.main([command, "--store", str(tmp_path / "results"), *out]) == 1

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,7 +16,7 @@ import torch
 from topi.config import Config, ConfigError, DataConfig, LayersConfig
 from topi.data import AnyEdit, Dataset, EditFolder, EditSample, MiniEdit, MiniEditPlus
 from topi.errors import ToPiError
-from topi.evaluation.cell import Bench, latency_missing, run_latency, run_quality
+from topi.evaluation.cell import Bench, full_output, run_latency, run_quality
 from topi.evaluation.layer_choice import choose_layers
 from topi.evaluation.metrics import Metrics
 from topi.gpu import claim_gpu, share
@@ -23,14 +24,17 @@ from topi.methods import CACHES, METHODS, Method, TemporalCache, make_cache, mak
 from topi.models import ModelFacts, adapter_for
 from topi.models.editor import Editor, ModelConfig, load_editor
 from topi.report.mirror import Mirror
-from topi.results import Cell, Store
+from topi.results import Cell, FullOutputs, Store
 from topi.results.cache_fit import read_cache_fit
 from topi.results.calibration import read_calibration
 from topi.results.keys import digest
+from topi.results.mend import pictured
 from topi.results.provenance import provenance
 
 log = logging.getLogger(__name__)
 
+ATTEMPTS = 3
+"""At a cell whose files vanish while it is computed."""
 SCHEMA = 1
 """Of keys and rows; a new number makes new cells."""
 ELSEWHERE = ("name", "device", "offload", "hub_id", "revision", "front_layers")
@@ -57,9 +61,9 @@ def run(config: Config, experiment: str | None = None) -> None:
     work = Work(config, *prepare(config))
     work.manifest["experiment"] = experiment
     if config.share is None:
-        _run_whole(work)
+        _until_whole(work, lambda: _run_whole(work))
     else:
-        _run_shard(work, *config.share)
+        _until_whole(work, lambda: _run_shard(work, *config.share))
 
 
 def run_rank(rank: int, world: int, config: Config, experiment: str | None) -> None:
@@ -99,15 +103,39 @@ class Work:
         """Its name in tables."""
         return self.manifest["label"]
 
-    def whole(self) -> bool:
-        """Is every sample there, and every pair of runs?"""
-        timed = range(min(self.config.latency.samples, len(self.data)))
-        wanted = [self.data[i].id for i in timed]
-        return (
-            not self.cell.damage
-            and self.cell.done >= len(self.data)
-            and not latency_missing(self.cell, wanted, self.config.latency.repeats)
-        )
+    @cached_property
+    def samples(self) -> list[str]:
+        """The ids of its samples."""
+        return [self.data[i].id for i in range(len(self.data))]
+
+    @property
+    def full(self) -> FullOutputs:
+        """The full-context outputs that it is compared with."""
+        return self.store.full(self.manifest["full_key"])
+
+    def lacks(self, part: Cell | None = None, indices: Sequence[int] | None = None) -> list[str]:
+        """What is missing or damaged, in words; nothing: the cell is whole.
+
+        Args:
+            part: a shard, whose records count as well.
+            indices: of the samples to look for; None: all.
+        """
+        cells = [self.cell, *([part] if part else [])]
+        if damaged := [damage for cell in cells if (damage := cell.damage)]:
+            return damaged
+        done = {row["sample"] for cell in cells for row in cell.rows}
+        pairs = sum((cell.timed() for cell in cells), Counter[str]())
+        indices = range(len(self.samples)) if indices is None else indices
+        wanted = [self.samples[i] for i in indices]
+        timed = [self.samples[i] for i in indices if i < self.config.latency.samples]
+        there = [name for name in wanted if name in done]
+        found = {
+            "samples": [name for name in wanted if name not in done],
+            "pictures": [x for x in there if not any(pictured(cell.path, x) for cell in cells)],
+            "full outputs": [name for name in there if not self.full.has(name)],
+            "timed samples": [x for x in timed if pairs[x] < self.config.latency.repeats],
+        }
+        return [f"{len(names)} {what}, as {names[0]}" for what, names in found.items() if names]
 
     def begin(self, cell: Cell) -> Bench:
         """Write what must be there before the first row."""
@@ -115,6 +143,11 @@ class Work:
         bench = bench_of(self.config, self.editor, self.data, self.manifest)
         bench.full.start(self.manifest["full"])
         return bench
+
+    def indices(self, share: tuple[int, int] | None) -> range:
+        """Of the samples of a share, given as which of how many; None: of all."""
+        first, step = share or (0, 1)
+        return range(first, len(self.samples), step)
 
     def mirror(self) -> Mirror:
         """The cell on W&B."""
@@ -134,11 +167,14 @@ class Work:
             share: of a shard: which, of how many. What the whole cell has already is left out.
         """
         quality = timed = None
+        done, mine = {row["sample"] for row in self.cell.rows}, self.indices(share)
         if share is not None:
-            done, pairs = {row["sample"] for row in self.cell.rows}, self.cell.timed()
-            mine = {i: self.data[i].id for i in range(share[0], len(self.data), share[1])}
-            quality = [i for i, name in mine.items() if name not in done]
-            timed = [i for i, name in mine.items() if pairs[name] < self.config.latency.repeats]
+            pairs, repeats = self.cell.timed(), self.config.latency.repeats
+            quality = [i for i in mine if self.samples[i] not in done]
+            timed = [i for i in mine if pairs[self.samples[i]] < repeats]
+        for i in mine:
+            if self.samples[i] in done and not self.full.has(self.samples[i]):
+                full_output(bench, self.data[i])
         wanted = len(self.data) if quality is None else len(quality)
         log.info("%s: %s, %d of %d samples done", self.label, cell.key, len(cell.rows), wanted)
         samples, repeats = self.config.latency.samples, self.config.latency.repeats
@@ -146,60 +182,84 @@ class Work:
         run_latency(bench, self.method, cell, self.label, samples, repeats, timed)
 
 
-def _run_whole(work: Work) -> None:
+def _until_whole(work: Work, attempt: Callable[[], list[str]]) -> None:
+    """Try until nothing is lacking; files may vanish while others are computed.
+
+    Args:
+        attempt: computes what is not there; returns what is missing at its end.
+
+    Raises:
+        ToPiError: something is missing each time.
+    """
+    for _ in range(ATTEMPTS):
+        if not (lacks := attempt()):
+            return
+        told = f"{work.cell.key} lacks at its end what was computed: {'; '.join(lacks)}"
+        log.warning("%s: %s; computing it again", work.label, told)
+    with _told(work.cell):
+        raise ToPiError(f"{told}. Something else removes or damages files in {work.store.root}.")
+
+
+def _run_whole(work: Work) -> list[str]:
+    """One attempt; see `_until_whole`."""
     cell, label = work.cell, work.label
     with cell.lock() as ours:
         if not ours:
             log.info("%s: another process is computing %s; leaving it to that", label, cell.key)
-            return
-        if cell.complete and work.whole():
+            return []
+        if cell.complete and not work.lacks():
             cell.add_label(label)
             log.info("%s: %s is complete, nothing to do", label, cell.key)
-            return
+            return []
         with _told(cell):
             bench = work.begin(cell)
             cell.take_in_shards(work.mixed)
             if cell.shards():
                 log.info("%s: others compute shards of %s; leaving it to them", label, cell.key)
-                return
+                return []
             with work.mirror() as mirror:
                 work.compute(bench, cell, mirror.row)
+                if lacks := work.lacks():
+                    return lacks
                 cell.finish()
         log.info("%s: %s is complete now", label, cell.key)
+        return []
 
 
-def _run_shard(work: Work, index: int, number: int) -> None:
-    """Compute every `number`th sample; whoever comes last puts the shards together."""
+def _run_shard(work: Work, index: int, number: int) -> list[str]:
+    """One attempt at every `number`th sample; whoever comes last puts the shards together."""
     cell, label = work.cell, work.label
-    part = cell.shard(f"{index}of{number}")
+    part, share = cell.shard(f"{index}of{number}"), (index, number)
     with ExitStack() as held:
         with cell.merging() as ours:
-            if ours and cell.complete and work.whole():
+            if ours and cell.complete and not work.lacks():
                 cell.add_label(label)
                 log.info("%s: %s is complete, nothing to do", label, cell.key)
-                return
+                return []
             if not ours or not held.enter_context(part.lock()):
                 log.info("%s: another process is computing %s; leaving it to that", label, part.key)
-                return
-            begun = (cell.path / "manifest.json").is_file()
-            if not begun or cell.complete or cell.damage:
+                return []
+            if cell.mend() is None or cell.ended:
                 cell.start(work.manifest, work.mixed)
             with _told(cell):
                 cell.take_in_shards(work.mixed)  # of earlier attempts
         with _told(part):
-            work.compute(work.begin(part), part, share=(index, number))
+            work.compute(work.begin(part), part, share=share)
+            if lacks := work.lacks(part, work.indices(share)):
+                return lacks
             part.finish()
     with cell.merging() as ours:
         if not ours:
-            return
+            return []
         with _told(cell):
             cell.take_in_shards(work.mixed)
-            if cell.shards() or not work.whole():
+            if cell.shards() or work.lacks():
                 log.info("%s: shard %s of %s is complete now", label, part.key, cell.key)
-                return
+                return work.lacks(indices=work.indices(share))
             with work.mirror():
                 cell.finish()
     log.info("%s: %s is complete now", label, cell.key)
+    return []
 
 
 @contextmanager

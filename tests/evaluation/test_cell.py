@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from cell_records import about
 
 from topi.data import MiniEdit
 from topi.engine import CallRecord
@@ -15,7 +16,7 @@ from topi.models.editor import load_editor
 from topi.results import Store
 
 LAYOUT = Layout(3, (2, 2), ((2, 2),))
-ABOUT = {"label": "topi", "git": None, "versions": {}, "device": {}, "count": 3}
+ABOUT = about(git=None, versions={}, device={}, count=3)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import cell_records
 import pandas as pd
 import pytest
 from PIL import Image
@@ -22,6 +23,7 @@ from topi.results.compact import Segments, compact
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = Image.new("RGB", (8, 8))
 SAMPLES = 8
+LOOSE = {"check_dtype": False, "check_categorical": False, "check_like": True}
 opened: list[str] | None = None
 
 
@@ -47,7 +49,9 @@ def settle(store, seconds=3600):
     """Let time pass since the cells were written."""
     for cell in (store.root / "cells").iterdir():
         then = cell.stat().st_mtime_ns - seconds * 10**9
-        os.utime(cell, ns=(then, then))
+        for folder in (cell, cell / "images"):
+            if folder.exists():
+                os.utime(folder, ns=(then, then))
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +84,7 @@ def facts(store):
 def assert_same(one, other):
     assert one[0] == other[0]
     for mine, theirs in zip(one[1:], other[1:], strict=True):
-        pd.testing.assert_frame_equal(mine, theirs, check_dtype=False, check_categorical=False)
+        pd.testing.assert_frame_equal(mine, theirs, **LOOSE)
 
 
 def with_pictures(cell):
@@ -170,7 +174,7 @@ def test_a_cell_that_goes_on_is_read_from_its_log(store):
     cell.start(cell.manifest | {"created": "2026-02-01"}, mixed=True)
     assert cell.state.startswith("partial")
     assert cell.key not in held(store)
-    cell.add_row({"sample": "one-more", "category": "local_edit"}, IMAGE, None)
+    cell.add_row(cell_records.row("one-more", SAMPLES), IMAGE, None)
     cell.finish()
     assert cell.key not in held(store)
     seen = store.rows()
@@ -252,7 +256,7 @@ def test_cells_that_work_while_others_compact_are_told_right(store, monkeypatch)
             for number in range(40):
                 cell = store.cell(keys[number % 3])
                 cell.start(cell.manifest, mixed=True)
-                cell.add_row({"sample": f"new-{number}", "category": "c"}, IMAGE, None)
+                cell.add_row(cell_records.row(f"new-{number}"), IMAGE, None)
                 cell.finish()
                 time.sleep(0.02)
         finally:

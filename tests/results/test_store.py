@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from cell_records import about, row
 from PIL import Image
 
 from topi.results import Store
@@ -18,13 +19,9 @@ def cell(tmp_path):
 
 
 def manifest(**more):
-    about = {"key": "m-topi-1", "model": "m", "method": "topi", "label": "topi tau=0.8"}
-    about |= {"params": {"tau": 0.8}, "count": 2, "created": "2026-01-01", "full_key": "m-1"}
-    return about | {"git": None, "versions": {"torch": "2"}, "device": {"name": "cpu"}} | more
-
-
-def row(name, **scores):
-    return {"sample": name, "index": 0, "category": "c", "task": "t", "instruction": "i"} | scores
+    fields = {"key": "m-topi-1", "label": "topi tau=0.8", "params": {"tau": 0.8}}
+    fields |= {"git": None, "versions": {"torch": "2"}, "device": {"name": "cpu"}}
+    return about(created="2026-01-01", **fields) | more
 
 
 def test_states_of_a_cell(cell):
@@ -38,6 +35,7 @@ def test_states_of_a_cell(cell):
     assert cell.state == "failed: no luck"
     cell.start(manifest())
     assert cell.state == "partial 1/2"
+    cell.add_row(row("b", 1), IMAGE, None)
     cell.finish()
     assert cell.state == "complete"
 

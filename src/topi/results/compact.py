@@ -10,10 +10,11 @@ a rename, or not at all, and holds a cell as of the last change of the cell's fo
 changes later is read from its log, until a further segment takes it in.
 """
 
+import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ from topi.errors import ToPiError
 from topi.results import files
 from topi.results.keys import canonical
 from topi.results.links import check_links, linked
+from topi.results.mend import missing
+from topi.results.records import Manifest, Pair, Row
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ LATENCY_TYPES = pa.schema(
 )
 RECORDS = {"rows": ROW_TYPES, "latency": LATENCY_TYPES}
 """What is compacted, and the types of the columns that reports read."""
+REQUIRED = {"rows": Row.__required_keys__, "latency": Pair.__required_keys__}
 
 
 class Summary(NamedTuple):
@@ -95,22 +99,22 @@ class Segments:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        found = (path.parent for path in (root / FOLDER).glob("[0-9]*/cells.parquet"))
         names = [f"{name}.parquet" for name in ("cells", *RECORDS)]
-        sound = [path for path in found if not any(linked(path / name) for name in names)]
-        self.folders = sorted(sound, key=lambda path: int(path.name))
+        found = (path.parent for path in (root / FOLDER).glob("*/cells.parquet"))
+        found = (p for p in found if _is_segment(p) and not any(linked(p / n) for n in names))
+        self.folders = sorted(found, key=lambda path: int(path.name))
 
     @cached_property
     def changed(self) -> dict[str, int]:
-        """When the folder of each cell changed, in ns; of all cells, compacted or not."""
+        """When each cell changed, in ns, see `_changed`; of all cells, compacted or not."""
         check_links(self.root / "cells")
         try:
             with os.scandir(self.root / "cells") as entries:
-                return {
-                    entry.name: entry.stat(follow_symlinks=False).st_mtime_ns for entry in entries
-                }
+                return {e.name: _changed(e.path) for e in entries if e.is_symlink() or e.is_dir()}
         except FileNotFoundError:
             return {}
+        except OSError as error:
+            raise ToPiError(f"{self.root / 'cells'} cannot be read ({error.strerror}).") from error
 
     @cached_property
     def cells(self) -> dict[Path, dict[str, Summary]]:
@@ -118,11 +122,12 @@ class Segments:
         found: dict[Path, dict[str, Summary]] = {}
         seen: set[str] = set()
         for folder in reversed(self.folders):
-            with pq.ParquetFile(folder / "cells.parquet") as file:  # pq.read_table imports pandas
-                table = file.read(CELL_TYPES.names[:-1])
-            # not to_pylist, which makes a hundred thousand scalars first
-            values = (table[name].to_numpy().tolist() for name in CELL_TYPES.names[:-1])
-            keys, changed, *facts = values
+            try:
+                keys, changed, *facts = _read_cells(folder)
+            except DAMAGE as error:
+                _drop(folder, error)
+                found[folder] = {}
+                continue
             found[folder] = {
                 key: Summary(*about)
                 for key, when, *about in zip(keys, changed, *facts, strict=True)
@@ -140,24 +145,95 @@ class Segments:
     def scan(self, name: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """What segments hold of their cells: a table per row group, texts as dictionaries.
 
+        Cells of a damaged segment come from their logs, which are the record.
+
         Args:
-            name: of the file: "rows", "latency" or "cells".
+            name: of the file: "rows" or "latency".
             columns: those wanted, where they are there; None: all.
         """
         for folder, keys in self.cells.items():
-            path = folder / f"{name}.parquet"
-            if not keys or not path.is_file():
+            if not keys:
                 continue
-            schema = pq.read_schema(path)
-            texts = [f.name for f in schema if pa.types.is_string(f.type) and f.name != "manifest"]
-            wanted = [c for c in schema.names if columns is None or c in {"cell", *columns}]
-            whole = len(keys) == pq.read_metadata(folder / "cells.parquet").num_rows
-            with pq.ParquetFile(path, read_dictionary=texts) as file:
-                for group in range(file.num_row_groups):
-                    table = file.read_row_group(group, columns=wanted)
-                    if not whole:
-                        table = table.filter(pc.is_in(table["cell"], pa.array(keys)))
-                    yield table
+            try:
+                yield from list(_read_segment(folder, name, columns, keys))
+            except DAMAGE as error:
+                _drop(folder, error)
+                yield from _read_logs(self.root, name, columns, keys)
+
+
+DAMAGE = (pa.ArrowException, OSError, ValueError)
+"""What reading a damaged Parquet file raises."""
+
+
+def _is_segment(folder: Path) -> bool:
+    return folder.name.isdecimal()
+
+
+def _changed(cell: str | Path) -> int:
+    """When the folder of a cell or of its pictures changed last, in ns; 0: that cannot be told."""
+    try:
+        changed = os.lstat(cell).st_mtime_ns
+    except OSError:
+        return 0
+    try:
+        return max(changed, os.lstat(os.path.join(cell, "images")).st_mtime_ns)
+    except OSError:
+        return changed
+
+
+def _drop(folder: Path, error: Exception) -> None:
+    """Remove a damaged segment, so that the next `compact` takes its cells in anew."""
+    log.warning("%s is damaged; its cells are read from their logs: %s", folder, error)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_cells(folder: Path) -> list[list[Any]]:
+    """The columns of `cells.parquet` but for the manifests.
+
+    Raises:
+        pa.ArrowException, OSError, ValueError: it is damaged.
+    """
+    path = folder / "cells.parquet"
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:  # read_table needs pandas
+        table = file.read(CELL_TYPES.names[:-1])
+    if table.schema.remove_metadata() != pa.schema(list(CELL_TYPES)[:-1]):
+        raise ValueError("it has other columns")
+    if any(column.null_count for column in table.columns):
+        raise ValueError("it has empty fields")
+    # not to_pylist, which makes a hundred thousand scalars first
+    return [column.to_numpy().tolist() for column in table.columns]
+
+
+def _read_segment(
+    folder: Path, name: str, columns: Sequence[str] | None, keys: Collection[str]
+) -> Iterator[pa.Table]:
+    """`Segments.scan` of one segment.
+
+    Raises:
+        pa.ArrowException, OSError, ValueError: it is damaged.
+    """
+    path = folder / f"{name}.parquet"
+    schema = pq.read_schema(path)
+    texts = [f.name for f in schema if pa.types.is_string(f.type)]
+    wanted = [c for c in schema.names if columns is None or c in {"cell", *columns}]
+    whole = len(keys) == pq.read_metadata(folder / "cells.parquet").num_rows
+    with pq.ParquetFile(path, read_dictionary=texts, page_checksum_verification=True) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=wanted)
+            yield table if whole else table.filter(pc.is_in(table["cell"], pa.array(keys)))
+
+
+def _read_logs(
+    root: Path, name: str, columns: Sequence[str] | None, keys: Iterable[str]
+) -> Iterator[pa.Table]:
+    columns = None if columns is None else {"cell", *columns}
+    for key in keys:
+        try:
+            table = _with_cell(_table(root / "cells" / key / f"{name}.jsonl", name), key)
+        except (pa.ArrowException, ToPiError) as error:
+            log.warning("left out: %s: %s", key, error)
+            continue
+        yield table.select([c for c in table.column_names if columns is None or c in columns])
 
 
 def compact(root: Path, at_least: int = 1, seen: Segments | None = None) -> int:
@@ -200,7 +276,8 @@ def _compact(root: Path, at_least: int) -> int:
         return 0  # whoever had the lock before did it
     small = [keys for keys in segments.cells.values() if len(keys) < TOGETHER // 2]
     keys = sorted({*new, *(key for held in small for key in held)})
-    number = max((int(path.name) for path in folder.glob("[0-9]*")), default=-1)
+    used = [int(path.name) for path in folder.glob("*") if _is_segment(path)]
+    number = max(used, default=-1)
     taken = 0
     for start in range(0, len(keys), TOGETHER):
         found = [_read(root / "cells" / key, now) for key in keys[start : start + TOGETHER]]
@@ -227,13 +304,15 @@ def _read(cell: Path, now: int) -> tuple[dict[str, Any], dict[str, pa.Table]] | 
 
     No lock is needed: whoever works on a finished cell changes its folder first.
     """
-    before = cell.stat().st_mtime_ns
+    before = _changed(cell)
     if now - before < SETTLED or not (cell / "complete.json").is_file():
         return None
     try:
-        text = files.read_bytes(cell / "manifest.json").decode()
-        manifest = files.read_json(cell / "manifest.json")
-        records = {name: _table(cell / f"{name}.jsonl", types) for name, types in RECORDS.items()}
+        manifest = files.read_json(cell / "manifest.json", Manifest)
+        records = {name: _table(cell / f"{name}.jsonl", name) for name in RECORDS}
+        rows, pairs = records["rows"], records["latency"]
+        if lack := missing(cell, manifest["count"], rows["sample"].to_pylist(), len(pairs)):
+            raise ToPiError(lack)
         about = Summary(
             str(manifest.get("created", "")),
             manifest["model"],
@@ -241,39 +320,49 @@ def _read(cell: Path, now: int) -> tuple[dict[str, Any], dict[str, pa.Table]] | 
             "\n".join(manifest.get("labels", [manifest["label"]])),
             settings_of(manifest),
             manifest["count"],
-            *(len(table) for table in records.values()),
+            len(rows),
+            len(pairs),
         )
-    except (pa.ArrowException, ToPiError, OSError, ValueError, TypeError, KeyError) as error:
+    except (pa.ArrowException, ToPiError, OSError) as error:
         log.warning("%s stays out of the Parquet files: %s", cell.name, error)
         return None
-    if cell.stat().st_mtime_ns != before:
+    if _changed(cell) != before:
         return None
-    line = {"cell": cell.name, "changed": before, **about._asdict(), "manifest": text}
-    keyed = {
-        name: table.add_column(0, "cell", pa.repeat(cell.name, len(table)))
-        for name, table in records.items()
+    line = {
+        "cell": cell.name,
+        "changed": before,
+        **about._asdict(),
+        "manifest": json.dumps(manifest),
     }
-    return line, keyed
+    return line, {name: _with_cell(table, cell.name) for name, table in records.items()}
 
 
-def _table(path: Path, types: pa.Schema) -> pa.Table:
+def _with_cell(table: pa.Table, key: str) -> pa.Table:
+    return table.add_column(0, "cell", pa.repeat(key, len(table)))
+
+
+def _table(path: Path, name: str) -> pa.Table:
     """A file of JSON lines, which has to be whole.
+
+    Args:
+        name: of its `RECORDS`.
 
     Raises:
         pa.ArrowException, ToPiError: it is not.
     """
-    content = files.read_bytes(path) if os.path.lexists(path) else b""
+    content, types = files.plain_lines(path), RECORDS[name]
     if not content:
         return types.empty_table()
-    if not content.endswith(b"\n"):
-        raise ToPiError(f"the last line of {path} is torn")
     options = pa.json.ParseOptions(explicit_schema=types)
     reading = pa.json.ReadOptions(use_threads=False, block_size=len(content) + 1)
     table = pa.json.read_json(pa.BufferReader(content), reading, options)
-    if table["sample"].null_count:
-        raise ToPiError(f"{path} has a line without a sample")
-    for name in table["sample"].to_pylist():
-        _checked(name)
+    for field in REQUIRED[name]:
+        column = table[field]
+        bad = pc.is_nan(column) if pa.types.is_floating(column.type) else None
+        if column.null_count or (bad is not None and pc.any(bad).as_py()):
+            raise ToPiError(f"{path} has a line without {field}")
+    for sample in table["sample"].to_pylist():
+        _checked(sample)
     return table
 
 

@@ -1,22 +1,30 @@
 """Files that are either whole or absent: atomic writes, append-only lines, locks."""
 
 import fcntl
+import glob
 import io
 import json
 import logging
 import os
+import shutil
+import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from PIL import Image
 
 from topi.errors import ToPiError
 from topi.results.links import check_links, open_plain
+from topi.results.schema import parse
 
 log = logging.getLogger(__name__)
+
+AGAIN = "run its cell again, which sets it aside and computes it anew."
 
 
 def read_bytes(path: Path | str) -> bytes:
@@ -62,6 +70,15 @@ def write(path: Path, content: bytes) -> None:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
+    with writing(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -114,6 +131,16 @@ def checked_name(name: Any) -> str:
     return name
 
 
+def numbered(folder: Path, name: str) -> list[Path]:
+    """The pictures `<name>_<number>.png` of a folder, by their numbers."""
+    found = {}
+    for path in folder.glob(f"{glob.escape(name)}_*.png"):
+        number = path.stem.removeprefix(f"{name}_")
+        if number.isdecimal():  # `a_0_1` is of `a_0`
+            found[int(number)] = path
+    return [found[number] for number in sorted(found)]
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write plain data as readable JSON, in one step."""
     write(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
@@ -121,8 +148,28 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Write records as lines of JSON, in one step."""
-    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    write(path, "".join(lines).encode())
+    write(path, b"".join(map(_line, records)))
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    """A record as a line of JSON; its last field is the CRC-32 of the line without this field."""
+    text = json.dumps(record, ensure_ascii=False).encode()
+    return b'%s, "crc32": "%08x"}\n' % (text[:-1], crc32(text)) if record else text + b"\n"
+
+
+def _without_checksum(line: bytes) -> bytes | None:
+    """A line without the checksum that `_line` gave it; None if it does not fit.
+
+    Lines of earlier versions have none and stay as they are. One changed byte does not make a line
+    one of these: either the name of the field or the form of its value still shows.
+    """
+    text, end = line[:-22] + b"}", line[-22:]
+    name, value = end[3:8], end[12:20]
+    if (end[:3], end[8:12], end[20:]) != (b', "', b'": "', b'"}'):
+        return line
+    if name != b"crc32" and value.strip(b"0123456789abcdef"):
+        return line
+    return text if name == b"crc32" and value == b"%08x" % crc32(text) else None
 
 
 def write_image(path: Path, image: Image.Image) -> None:
@@ -136,15 +183,36 @@ def read_image(path: Path) -> Image.Image:
     """Read an image whole.
 
     Raises:
-        ToPiError: the file is damaged.
+        ToPiError: the file is missing or damaged.
     """
     try:
+        if not is_sound_image(path):
+            raise OSError("it is missing or damaged")
         with Image.open(io.BytesIO(read_bytes(path))) as image:
             return image.convert("RGB")
     except (OSError, SyntaxError) as error:
         raise ToPiError(
-            f"The image {path} cannot be read ({error}): delete it and run again."
+            f"The image {path} cannot be read ({error}): run its cell again, which replaces it."
         ) from error
+
+
+def is_sound_image(path: Path) -> bool:
+    """Whether an image is there and its checksums fit; nothing is decoded."""
+    try:
+        about = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(about.st_mode) and _verified(path, about.st_mtime_ns, about.st_size)
+
+
+@lru_cache(maxsize=100_000)
+def _verified(path: Path, changed: int, size: int) -> bool:
+    try:
+        with Image.open(io.BytesIO(read_bytes(path))) as image:
+            image.verify()
+    except (OSError, SyntaxError, ValueError, ToPiError):
+        return False
+    return True
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
@@ -153,7 +221,7 @@ def append(path: Path, record: dict[str, Any]) -> None:
     Raises:
         ToPiError: it cannot be written; the file is as before then.
     """
-    line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+    line = _line(record)
     with writing(path), open(path, "ab", buffering=0, opener=open_plain) as file:
         before = file.tell()
         try:
@@ -165,61 +233,92 @@ def append(path: Path, record: dict[str, Any]) -> None:
             raise
 
 
-def scan_lines(path: Path) -> tuple[list[dict[str, Any] | None], int]:
-    """`read_lines`, with None for every damaged line."""
-    try:
-        *lines, rest = read_bytes(path).split(b"\n")
-    except (FileNotFoundError, IsADirectoryError):
-        return [], 0
-    return [_record(line) for line in lines], len(rest)
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The records of a file of JSON lines, and the bytes of a torn last line (0: none is torn).
+def _content(path: Path) -> bytes:
+    """`read_bytes`, with an error that says what cannot be read.
 
     Raises:
-        ToPiError: a line before the last is damaged.
+        ToPiError: it is missing, a folder, a link, a pipe or a device, or cannot be read.
     """
-    records, torn = scan_lines(path)
-    if None in records:
-        raise ToPiError(
-            f"Line {records.index(None) + 1} of {path} is damaged: run its cell again, which sets "
-            "it aside and computes it anew."
-        )
+    try:
+        return read_bytes(path)
+    except OSError as error:
+        raise ToPiError(f"{path} cannot be read ({error.strerror}).") from error
+
+
+def scan_lines(path: Path, kind: Any = dict[str, Any]) -> tuple[list[dict[str, Any] | None], int]:
+    """`read_lines`, with None for every damaged line."""
+    lines, torn = _split(path)
+    records: list[dict[str, Any] | None] = []
+    for line in lines:
+        try:
+            records.append(_record(line, kind, path))
+        except ToPiError:
+            records.append(None)
     return records, torn
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read an object of JSON.
+def _split(path: Path) -> tuple[list[bytes], int]:
+    """The whole lines of a file and the bytes of a torn last one; nothing if it is not there."""
+    if not os.path.lexists(path):
+        return [], 0
+    *lines, rest = _content(path).split(b"\n")
+    return lines, len(rest)
+
+
+def _record(line: bytes, kind: Any, what: Path | str) -> Any:
+    if (text := _without_checksum(line)) is None:
+        raise ToPiError(f"{what} is damaged, its checksum does not fit. To repair: {AGAIN}")
+    return parse(text, kind, what, AGAIN)
+
+
+def read_lines(path: Path, kind: Any = dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
+    """The records of a file of JSON lines, and the bytes of a torn last line (0: none is torn).
+
+    Args:
+        kind: of the records, as for `topi.results.schema.parse`.
 
     Raises:
-        ToPiError: the file is damaged.
+        ToPiError: a line before the last is damaged or not of this kind.
     """
-    if (record := _record(read_bytes(path))) is None:
-        raise ToPiError(
-            f"{path} is damaged: run its cell again, which sets it aside and computes it anew."
-        )
-    return record
+    lines, torn = _split(path)
+    return [_record(x, kind, f"Line {i} of {path}") for i, x in enumerate(lines, 1)], torn
+
+
+def plain_lines(path: Path) -> bytes:
+    """The lines of a file that must be whole, without their checksums.
+
+    Raises:
+        ToPiError: a line is damaged, or the last one torn.
+    """
+    lines, torn = _split(path)
+    texts = [_without_checksum(line) for line in lines]
+    if torn or None in texts:
+        raise ToPiError(f"{path} has a torn or damaged line. To repair: {AGAIN}")
+    return b"".join(text + b"\n" for text in texts if text is not None)
+
+
+def read_json(path: Path, kind: Any = dict[str, Any], again: str = AGAIN) -> dict[str, Any]:
+    """Read an object of JSON.
+
+    Args:
+        kind: of the object, and `again`: as for `topi.results.schema.parse`.
+
+    Raises:
+        ToPiError: the file is missing, damaged or not of this kind.
+    """
+    return parse(_content(path), kind, path, again)
 
 
 def drop_torn_line(path: Path) -> bool:
     """Cut off a last line that a killed process left unfinished. True if there was one."""
-    torn = scan_lines(path)[1]
+    torn = _split(path)[1]
     if torn:
         with writing(path), open(path, "r+b", opener=open_plain) as file:
             file.truncate(path.stat().st_size - torn)
     return bool(torn)
 
 
-def resume_lines(path: Path) -> list[dict[str, Any]]:
+def resume_lines(path: Path, kind: Any = dict[str, Any]) -> list[dict[str, Any]]:
     """The records that a killed process left, for one that appends the rest; makes the folder.
 
     Raises:
@@ -230,7 +329,7 @@ def resume_lines(path: Path) -> list[dict[str, Any]]:
         path.parent.mkdir(parents=True, exist_ok=True)
     if drop_torn_line(path):
         log.warning("dropped an unfinished last line of %s", path)
-    return read_lines(path)[0]
+    return read_lines(path, kind)[0]
 
 
 @contextmanager
@@ -269,8 +368,10 @@ def is_locked(path: Path) -> bool:
     try:
         with open(path, opener=open_plain) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except (FileNotFoundError, ToPiError):  # a link is nobody's lock
+    except ToPiError:  # a link is nobody's lock
         return False
     except BlockingIOError:
         return True
+    except OSError:  # it is not there, or no file
+        return False
     return False

@@ -10,18 +10,22 @@ from typing import Any
 from topi.errors import ToPiError
 from topi.results import files
 from topi.results.links import check_links
+from topi.results.records import Completion, Manifest, Mask, Pair, Row
 
 log = logging.getLogger(__name__)
 
-LOCK, QUARANTINE = ".lock", "quarantine"
+QUARANTINE = "quarantine"
+RECORDS = ("rows.jsonl", "latency.jsonl", "failed.json", "complete.json")
+FOLDERS = ("images", "masks")
 
 
 def mend(cell: Path, pictures: Path | None = None) -> dict[str, Any] | None:
     """Leave only sound records in the folder of a cell, whose lock we hold.
 
     A torn last line is what a killed process leaves, and dropped. Other damaged lines, repeated
-    samples and rows without their picture go into quarantine, and so do links, pipes and devices.
-    Without a sound manifest nobody knows where the rows come from, and all goes there.
+    samples and rows without their picture go into quarantine, and so do links, pipes and devices,
+    folders in place of files and files in place of folders. Without a sound manifest nobody knows
+    where the rows come from, and all goes there.
 
     Args:
         cell: its folder.
@@ -29,34 +33,33 @@ def mend(cell: Path, pictures: Path | None = None) -> dict[str, Any] | None:
 
     Returns:
         The manifest; None if there is none, or none any more.
+
+    Raises:
+        ToPiError: the folder cannot be written.
     """
-    clear_up(cell)
-    manifest = cell / "manifest.json"
-    known = None
-    if manifest.is_file():
-        try:
-            known = files.read_json(manifest)
-        except ToPiError:
-            aside = new_quarantine(cell)
-            for path in [path for path in cell.iterdir() if path.name not in (LOCK, QUARANTINE)]:
-                path.replace(aside / path.name)
-            log.warning("%s: the manifest is damaged; all is in %s now", cell.name, aside)
-    places = [cell / "images", *([pictures / "images"] if pictures else [])]
-    for name, identity in (("rows.jsonl", partial(_sample, places)), ("latency.jsonl", _pair)):
-        if files.drop_torn_line(cell / name):
-            log.warning("%s: dropped an unfinished last line of %s", cell.name, name)
-        _mend_lines(cell, name, identity)
+    with files.writing(cell):
+        clear_up(cell)
+        known = _mend_manifest(cell)
+        places = [cell, *([pictures] if pictures else [])]
+        for name, kind, identity in (
+            ("rows.jsonl", Row, partial(_sample, places)),
+            ("latency.jsonl", Pair, _pair),
+        ):
+            if files.drop_torn_line(cell / name):
+                log.warning("%s: dropped an unfinished last line of %s", cell.name, name)
+            _mend_lines(cell, name, kind, identity)
     return known
 
 
 def clear_up(cell: Path) -> None:
     """Leave only files in the folder of a cell, whose lock we hold, and no half written ones.
 
-    Links, pipes and devices go into quarantine as they are; nothing is read through them.
+    Links, pipes, devices and what is a folder in place of a file, or the reverse, go into
+    quarantine as they are; nothing is read through them.
     """
     check_links(cell)
     for part in cell.rglob(".*.part"):
-        part.unlink()
+        files.remove(part)
     if strange := list(_strange(cell)):
         aside = new_quarantine(cell)
         for path in strange:
@@ -64,7 +67,7 @@ def clear_up(cell: Path) -> None:
             to.parent.mkdir(parents=True, exist_ok=True)
             path.replace(to)
         log.warning(
-            "%s: %d links, pipes or devices are in %s now: %s",
+            "%s: %d entries of the wrong kind, such as links, are in %s now: %s",
             cell.name,
             len(strange),
             aside,
@@ -73,26 +76,44 @@ def clear_up(cell: Path) -> None:
 
 
 def _strange(folder: Path) -> Iterator[Path]:
-    """What is neither a file nor a folder, at any depth; the quarantine is left alone."""
+    """What is not of the kind that it has to be, at any depth; the quarantine is left alone."""
     if not folder.is_dir():
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
+            is_folder = entry.is_dir(follow_symlinks=False)
+            if is_folder and entry.name not in RECORDS and folder.name not in FOLDERS:
                 if entry.name != QUARANTINE:
                     yield from _strange(Path(entry.path))
-            elif not entry.is_file(follow_symlinks=False):
+            elif is_folder or entry.name in FOLDERS or not entry.is_file(follow_symlinks=False):
                 yield Path(entry.path)
 
 
-def _mend_lines(cell: Path, name: str, identity: Callable[[Mapping[str, Any]], Any]) -> None:
-    records = files.scan_lines(cell / name)[0]
+def contents(cell: Path) -> list[Path]:
+    """What a cell holds, but for locks and what was set aside."""
+    return [p for p in cell.glob("*") if p.name != QUARANTINE and not p.name.startswith(".")]
+
+
+def _mend_manifest(cell: Path) -> dict[str, Any] | None:
+    try:
+        return files.read_json(cell / "manifest.json", Manifest)
+    except ToPiError as error:
+        if held := contents(cell):
+            aside = new_quarantine(cell)
+            for path in held:
+                path.replace(aside / path.name)
+            log.warning("%s: %s All is in %s now.", cell.name, error, aside)
+    return None
+
+
+def _mend_lines(
+    cell: Path, name: str, kind: Any, identity: Callable[[Mapping[str, Any]], Any]
+) -> None:
+    records = files.scan_lines(cell / name, kind)[0]
     sound: dict[Any, dict[str, Any]] = {}
     for record in filter(None, records):
-        try:
-            sound.setdefault(identity(record), record)
-        except (KeyError, TypeError, ToPiError):
-            continue
+        if (known := identity(record)) is not None:
+            sound.setdefault(known, record)
     if len(sound) == len(records):
         return
     aside = new_quarantine(cell) / name
@@ -108,22 +129,47 @@ def _mend_lines(cell: Path, name: str, identity: Callable[[Mapping[str, Any]], A
     )
 
 
-def _sample(places: Sequence[Path], row: Mapping[str, Any]) -> str:
-    """The sample of a row, which has its picture.
+def _sample(places: Sequence[Path], row: Mapping[str, Any]) -> str | None:
+    """The sample of a row; None if its picture is missing or damaged, or its mask is damaged."""
+    return row["sample"] if any(pictured(place, row["sample"]) for place in places) else None
+
+
+def pictured(cell: Path, sample: str) -> bool:
+    """Whether the picture of a sample is there, and it and its mask, if it has one, are sound."""
+    mask = cell / "masks" / f"{sample}.json"
+    if not files.is_sound_image(cell / "images" / f"{sample}.png"):
+        return False
+    try:
+        return not mask.exists() or bool(files.read_json(mask, Mask))
+    except ToPiError:
+        return False
+
+
+def missing(cell: Path, count: int, samples: Sequence[str], timed: int) -> str | None:
+    """What a cell that has ended lacks of what it had then; None: nothing.
+
+    Args:
+        count: of the samples that it is to have.
+        samples: those that have rows.
+        timed: how many timed pairs it has.
 
     Raises:
-        KeyError: it has not.
+        ToPiError: `complete.json` is damaged.
     """
-    sample = files.checked_name(row["sample"])
-    if not any((place / f"{sample}.png").is_file() for place in places):
-        raise KeyError(sample)
-    return sample
+    said = files.read_json(cell / "complete.json", Completion)
+    wanted, pairs = max(count, said.get("samples", 0)), said.get("latency", 0)
+    there = set(samples)
+    lacks = [f"{wanted - len(there)} of {wanted} samples"] if len(there) < wanted else []
+    lacks += [f"{pairs - timed} of {pairs} timed pairs"] if timed < pairs else []
+    if said.get("pictures", False):
+        pictures = os.listdir(cell / "images") if (cell / "images").is_dir() else []
+        if bare := sorted(there - {name.removesuffix(".png") for name in pictures}):
+            lacks.append(f"{len(bare)} of {len(there)} pictures, as that of {bare[0]}")
+    return f"it lacks {' and '.join(lacks)}: run it again." if lacks else None
 
 
 def _pair(row: Mapping[str, Any]) -> tuple[str, int]:
-    if not (row["seconds_full"] > 0 and row["seconds_method"] > 0):
-        raise KeyError("seconds")
-    return files.checked_name(row["sample"]), row["repeat"]
+    return row["sample"], row["repeat"]
 
 
 def new_quarantine(cell: Path) -> Path:

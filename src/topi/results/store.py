@@ -15,9 +15,9 @@
 A picture and a mask are on disk before their row, so a row says that its sample is done.
 """
 
-import glob
 import json
 import logging
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,8 +34,9 @@ from topi.errors import ToPiError
 from topi.results import files
 from topi.results.compact import Segments, Summary, compact, concat, moments, settings_of
 from topi.results.links import check_links, guard
-from topi.results.mend import QUARANTINE, clear_up, mend, new_quarantine
+from topi.results.mend import QUARANTINE, clear_up, contents, mend, missing, new_quarantine
 from topi.results.provenance import differences
+from topi.results.records import Failure, FullRun, Manifest, Pair, Row
 
 if TYPE_CHECKING:
     import pandas as pd  # slow to import, and no list of cells needs it
@@ -70,19 +71,34 @@ class Cell:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """What the cell is: config, provenance, `count` of samples, `full_key`, ..."""
-        return files.read_json(self.path / "manifest.json")
+        """What the cell is: config, provenance, `count` of samples, `full_key`, ...
+
+        Raises:
+            ToPiError: it is missing, or a field is missing or of another type.
+        """
+        return files.read_json(self.path / "manifest.json", Manifest)
 
     @property
     def damage(self) -> str | None:
-        """What makes it unreadable, if anything does."""
+        """What cannot be read, or is missing although the cell has ended; None: nothing."""
+        return self._check()[1]
+
+    def _check(self) -> tuple[int | None, str | None]:
+        """How many samples it has, None if that cannot be read, and its `damage`."""
         if self.compacted:
-            return None
+            return self.compacted.rows, None
         try:
-            _ = self.manifest, self.rows, self.latency
+            count, rows, pairs = self.manifest["count"], self.rows, self.latency
+            samples = [row["sample"] for row in rows]
+            lack = missing(self.path, count, samples, len(pairs)) if self.ended else None
         except ToPiError as error:
-            return str(error)
-        return None
+            return None, str(error)
+        return len(rows), lack
+
+    @property
+    def ended(self) -> bool:
+        """Did it end well? `complete` tells whether everything is still there."""
+        return os.path.lexists(self.path / "complete.json")
 
     @property
     def created(self) -> str:
@@ -118,26 +134,23 @@ class Cell:
 
     @property
     def done(self) -> int:
-        """How many samples it has."""
-        return self.compacted.rows if self.compacted else len(self.rows)
+        """How many samples it has; 0 if that cannot be read."""
+        return self._check()[0] or 0
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The finished samples, in the order in which they came."""
-        rows = files.read_lines(self.path / "rows.jsonl")[0]
-        for row in rows:
-            files.checked_name(row.get("sample"))  # it names files
-        return rows
+        return files.read_lines(self.path / "rows.jsonl", Row)[0]
 
     @property
     def latency(self) -> list[dict[str, Any]]:
         """The timed pairs of runs."""
-        return files.read_lines(self.path / "latency.jsonl")[0]
+        return files.read_lines(self.path / "latency.jsonl", Pair)[0]
 
     @property
     def complete(self) -> bool:
-        """Has it ended well?"""
-        return bool(self.compacted) or (self.path / "complete.json").is_file()
+        """Has it ended well, and is everything there that it had then?"""
+        return bool(self.compacted) or (self.ended and self.damage is None)
 
     @property
     def state(self) -> str:
@@ -147,19 +160,28 @@ class Cell:
     @property
     def progress(self) -> tuple[int | None, str]:
         """How many samples it has, None if that cannot be read, and its `state`."""
-        try:
-            done, count, _ = self.done, self.count, self.latency if not self.compacted else None
-        except ToPiError as error:
-            return None, f"damaged: {error}"
-        if self.complete:
+        done, damage = self._check()
+        if done is None or damage is not None:
+            return done, f"damaged: {damage}"
+        if self.ended or self.compacted:
             return done, "complete"
         parts = self.shards()
-        done += sum(part.done for part in parts)
+        done += sum(part.done for part in parts if part.damage is None)
         running = any(files.is_locked(each.path / ".lock") for each in (self, *parts))
-        failed = [path for each in (self, *parts) if (path := each.path / "failed.json").is_file()]
+        failed = [why for each in (self, *parts) if (why := each.failure) is not None]
         if failed and not running:
-            return done, f"failed: {files.read_json(failed[0]).get('message')}"
-        return done, f"{'running' if running else 'partial'} {done}/{count}"
+            return done, f"failed: {failed[0]}"
+        return done, f"{'running' if running else 'partial'} {done}/{self.count}"
+
+    @property
+    def failure(self) -> str | None:
+        """Why the latest attempt ended; None if it has not failed."""
+        if not os.path.lexists(path := self.path / "failed.json"):
+            return None
+        try:
+            return files.read_json(path, Failure)["message"]
+        except ToPiError as error:
+            return f"the reason is not known, as {error}"
 
     def lock(self) -> AbstractContextManager[bool]:
         """Yields whether this process may write to the cell."""
@@ -188,6 +210,11 @@ class Cell:
     def _shards(self) -> Path:
         return self.path.parents[1] / "shards" / self.key
 
+    def mend(self, pictures: Path | None = None) -> dict[str, Any] | None:
+        """Set aside what is damaged, see `topi.results.mend.mend`; our lock is held."""
+        self.__dict__.pop("manifest", None)  # not cached from before
+        return mend(self.path, pictures)
+
     def start(
         self, manifest: Mapping[str, Any], mixed: bool = False, pictures: Path | None = None
     ) -> None:
@@ -204,8 +231,7 @@ class Cell:
             ToPiError: the cell has rows of other code or versions, or from the future.
         """
         path = self.path / "manifest.json"
-        known = mend(self.path, pictures)
-        self.__dict__.pop("manifest", None)  # not cached from before
+        known = self.mend(pictures)
         done = len(self.rows)
         if known is None or not (done or self.latency):
             labels = {name: known[name] for name in ("label", "labels") if known and name in known}
@@ -224,8 +250,8 @@ class Cell:
             files.write_json(path, known | {"resumed": [*known.get("resumed", []), now]})
         self.__dict__.pop("manifest", None)
         self.add_label(manifest["label"])
-        (self.path / "failed.json").unlink(missing_ok=True)
-        (self.path / "complete.json").unlink(missing_ok=True)
+        files.remove(self.path / "failed.json")
+        files.remove(self.path / "complete.json")
 
     def add_label(self, label: str) -> None:
         """Note that a configuration of another label comes to this very cell.
@@ -234,7 +260,7 @@ class Cell:
         """
         if label not in self.labels:
             path = self.path / "manifest.json"
-            files.write_json(path, files.read_json(path) | {"labels": [*self.labels, label]})
+            files.write_json(path, self.manifest | {"labels": [*self.labels, label]})
             self.__dict__.pop("manifest", None)
 
     def add_row(
@@ -311,7 +337,7 @@ class Cell:
         rows = self.rows
         if (ordered := sorted(rows, key=_index)) != rows:  # shards were taken in before
             files.write_lines(self.path / "rows.jsonl", ordered)
-        content = {"samples": len(self.rows), "latency": len(self.latency)}
+        content = {"samples": len(self.rows), "latency": len(self.latency), "pictures": True}
         files.write_json(self.path / "complete.json", content)
 
     def fail(self, message: str) -> None:
@@ -322,8 +348,23 @@ class Cell:
             log.warning("%s", error)
 
 
+def _holds_anything(cell: Path) -> bool:
+    """Whether an entry of `cells` is more than a folder that was locked, or made room, so far."""
+    return cell.is_symlink() or (cell / "manifest.json").is_file() or bool(contents(cell))
+
+
 def _index(row: Mapping[str, Any]) -> int:
     return row.get("index", 0)
+
+
+def _readable(cells: Iterable[Cell]) -> Iterator[Cell]:
+    """Those that can be read; of the others the log says why not."""
+    for cell in cells:
+        done, state = cell.progress
+        if done is not None:
+            yield cell
+        else:
+            log.warning("left out: %s is %s", cell.key, state)
 
 
 @dataclass(frozen=True)
@@ -338,8 +379,10 @@ class FullOutputs:
         return self.path.name
 
     def start(self, manifest: Mapping[str, Any]) -> None:
-        """Write the manifest, once."""
-        if not (self.path / "manifest.json").is_file():
+        """Write the manifest, once, or again if it is damaged."""
+        try:
+            files.read_json(self.path / "manifest.json", FullRun)
+        except ToPiError:
             files.write_json(self.path / "manifest.json", dict(manifest))
 
     @contextmanager
@@ -351,7 +394,14 @@ class FullOutputs:
     def image(self, sample: str) -> Image.Image | None:
         """The output, or None if it is not there yet."""
         path = self._image(sample)
-        return files.read_image(path) if path.is_file() else None
+        return files.read_image(path) if os.path.lexists(path) else None
+
+    def has(self, sample: str) -> bool:
+        """Whether the output and the references of a sample are there and sound."""
+        references = self.reference_files(sample)
+        return bool(references) and all(
+            map(files.is_sound_image, [self._image(sample), *references])
+        )
 
     def set_aside(self, sample: str) -> None:
         """Take a damaged output out of the way."""
@@ -364,9 +414,11 @@ class FullOutputs:
 
     def references(self, sample: str) -> list[Image.Image]:
         """The references of a sample that is there."""
-        name = glob.escape(files.checked_name(sample))
-        paths = (self.path / "references").glob(f"{name}_*.png")
-        return [files.read_image(path) for path in sorted(paths)]
+        return [files.read_image(path) for path in self.reference_files(sample)]
+
+    def reference_files(self, sample: str) -> list[Path]:
+        """Where the references of a sample are, in their order."""
+        return files.numbered(self.path / "references", files.checked_name(sample))
 
     def add(self, sample: str, image: Image.Image, references: Iterable[Image.Image]) -> None:
         """Keep an output, its references first."""
@@ -407,7 +459,7 @@ class Store:
         return self._load(self._segments(tidy))
 
     def find_cells(self, tidy: bool = False) -> list[Cell]:
-        """All cells that have a manifest, damaged ones too, by key; `tidy`: see `load_cells`."""
+        """All cells, damaged ones too, by key; `tidy`: see `load_cells`."""
         return self._find(self._segments(tidy))
 
     def tally(self) -> tuple[Counter[str], list[Cell]]:
@@ -421,7 +473,7 @@ class Store:
 
     def _others(self, segments: Segments) -> list[Cell]:
         others = (Cell(self.root / "cells" / key) for key in segments.others)
-        return [cell for cell in others if (cell.path / "manifest.json").is_file()]
+        return [cell for cell in others if _holds_anything(cell.path)]
 
     def _segments(self, tidy: bool = False) -> Segments:
         segments = Segments(self.root)
@@ -438,7 +490,7 @@ class Store:
             try:
                 cells.append((cell.created, cell.key, cell))
             except ToPiError as error:
-                log.warning("left out: %s", error)
+                log.warning("left out: %s: %s", cell.key, error)
         return [cell for *_, cell in sorted(cells, key=lambda entry: entry[:2])]
 
     def _find(self, segments: Segments) -> list[Cell]:
@@ -467,7 +519,10 @@ class Store:
 
         segments = self._segments()
         chosen = self._load(segments) if cells is None else list(cells)
-        logged = [cell for cell in chosen if cells is not None or cell.compacted is None]
+        logged = chosen
+        if cells is None:
+            logged = list(_readable(cell for cell in chosen if cell.compacted is None))
+            chosen = [*(cell for cell in chosen if cell.compacted is not None), *logged]
         lines = [{"cell": cell.key, **row} for cell in logged for row in getattr(cell, name)]
         frames = [pd.DataFrame(lines)]
         if cells is None and (tables := list(segments.scan(name))):
@@ -475,9 +530,10 @@ class Store:
         frame = pd.concat([each for each in frames if len(each)] or frames)
         if "label" in columns and len(frame):
             about = {cell.key: {n: cell.manifest[n] for n in CELL_COLUMNS[1:]} for cell in chosen}
+            keys = frame["cell"].astype(object)  # a category cannot be mapped to dicts
             for column in CELL_COLUMNS[1:]:
                 known = {key: facts[column] for key, facts in about.items()}
-                frame[column] = frame["cell"].map(known.get)
+                frame[column] = (keys if column == "params" else frame["cell"]).map(known.get)
         more = [column for column in frame.columns if column not in columns]
         return frame.reindex(columns=[*columns, *more])
 
@@ -492,7 +548,8 @@ class Store:
         segments = self._segments()
         wanted = ("category", *names)
         tables = segments.scan("rows", wanted)
-        others = self.rows([cell for cell in self._load(segments) if cell.compacted is None])
+        logged = (cell for cell in self._load(segments) if cell.compacted is None)
+        others = self.rows(_readable(logged))
         others = pa.Table.from_pandas(others[["cell", *wanted]], preserve_index=False)
         sums = [moments(table, names) for table in (*tables, others) if len(table)]
         return pa.concat_tables(sums).to_pandas()

@@ -1,0 +1,148 @@
+"""The files of a store, field by field, for `topi.results.schema.parse`.
+
+Fields that are not named here may be there, and are kept, after those that are named.
+"""
+
+from typing import Annotated, Any, NotRequired
+
+from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat
+from typing_extensions import TypedDict
+
+from topi.errors import ToPiError
+from topi.results.files import checked_name
+
+
+def _number(value: float) -> float:
+    if value != value:
+        raise ValueError("it is not a number")
+    return value
+
+
+def _name(value: str) -> str:
+    try:
+        return checked_name(value)
+    except ToPiError as error:
+        raise ValueError(str(error)) from error
+
+
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Name = Annotated[str, AfterValidator(_name)]
+Score = Annotated[float, AfterValidator(_number)]
+"""A number that may be infinite."""
+Seconds = Annotated[FiniteFloat, Field(gt=0)]
+Settings = dict[str, Any]
+
+
+class _Open(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")
+
+
+class FullRun(_Open):
+    """What full-context outputs depend on."""
+
+    model: NotRequired[Settings]
+    weights: NotRequired[str]
+
+
+class CellConfig(_Open):
+    """The configuration in the manifest of a cell; `topi.config` checks it when it runs again."""
+
+    model: NotRequired[Settings]
+    method: NotRequired[Settings]
+    cache: NotRequired[Settings]
+    layers: NotRequired[Settings]
+    data: NotRequired[Settings]
+
+
+class Manifest(_Open):
+    """`manifest.json` of a cell."""
+
+    key: NotRequired[str]
+    created: NotRequired[str]
+    model: str
+    method: str
+    label: str
+    params: Settings
+    trim_last: NotRequired[bool]
+    full_key: Name
+    seed: NotRequired[int]
+    steps: NotRequired[Count]
+    count: Count
+    weights: NotRequired[str]
+    data: NotRequired[str]
+    git: NotRequired[Settings | None]
+    code: NotRequired[str | None]
+    lock: NotRequired[str | None]
+    versions: NotRequired[dict[str, str | None]]
+    device: NotRequired[Settings]
+    job: NotRequired[Settings]
+    full: FullRun
+    config: NotRequired[CellConfig]
+    experiment: NotRequired[str | None]
+    labels: NotRequired[Annotated[list[str], Field(min_length=1)]]
+    resumed: NotRequired[list[Settings]]
+
+
+class Row(_Open):
+    """A line of `rows.jsonl` of a cell: one sample."""
+
+    sample: Name
+    index: Count
+    category: str
+    task: str
+    instruction: str
+    seed: NotRequired[int]
+    psnr: Score
+    ssim: Score
+    lpips: NotRequired[Score | None]
+    keep_ratio: Score
+    pruned_keep_ratio: NotRequired[Score | None]
+    n_reference: NotRequired[Count]
+    calls: NotRequired[Count]
+    anchor_calls: NotRequired[Count]
+    pruned_calls: NotRequired[Count]
+    merged_calls: NotRequired[Count]
+    skipped_calls: NotRequired[Count]
+    scoring_seconds: NotRequired[Score]
+    selection_seconds: NotRequired[Score]
+    flop_speedup: Score
+
+
+class Pair(_Open):
+    """A line of `latency.jsonl` of a cell: one timed pair of runs."""
+
+    sample: Name
+    repeat: Count
+    seconds_full: Seconds
+    seconds_method: Seconds
+
+
+class Completion(_Open):
+    """`complete.json` of a cell: what it had when it ended.
+
+    Args:
+        pictures: whether every sample had its picture; not where none are kept, as in an export.
+    """
+
+    samples: NotRequired[Count]
+    latency: NotRequired[Count]
+    pictures: NotRequired[bool]
+
+
+class Failure(_Open):
+    """`failed.json` of a cell."""
+
+    message: str
+
+
+class _Anchor(_Open):
+    step: Count
+    branch: str
+    kept: list[Count] | None
+
+
+class Mask(_Open):
+    """`masks/<sample>.json` of a cell: the kept tokens at each anchor (None: all)."""
+
+    grids: Annotated[list[tuple[Count, Count]], Field(min_length=1)]
+    anchors: list[_Anchor]
