@@ -177,7 +177,7 @@ def test_a_cell_that_lacks_rows_is_not_complete(tmp_path, write_cell):
     cell = write_cell(tmp_path, "kontext_standin", "toma", done=5)
     (cell / "complete.json").write_text("{}")
     (suite,) = suites(Store(tmp_path))
-    assert suite.state("toma") == "incomplete"
+    assert suite.state("toma").startswith("damaged: it lacks ")
     assert not suite.run("toma").complete
 
 

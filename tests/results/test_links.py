@@ -6,6 +6,7 @@ import shutil
 import stat
 
 import pytest
+from cell_records import pair, row
 from PIL import Image
 
 from topi.errors import ToPiError
@@ -30,8 +31,8 @@ def compute(root):
         with full.claim():
             full.add("a", IMAGE, [IMAGE])
         for number, (where, name) in enumerate(((part, "a"), (cell, "b"))):
-            where.add_row({"sample": name, "index": number}, IMAGE, {"anchors": []})
-            where.add_latency({"sample": name, "repeat": 0, "seconds_full": 1, "seconds_method": 1})
+            where.add_row(row(name, number), IMAGE, {"grids": [[1, 1]], "anchors": []})
+            where.add_latency(pair(name))
         part.finish()
     with cell.merging():
         cell.take_in_shards()
@@ -57,7 +58,8 @@ def sound(tmp_path_factory):
     root = tmp_path_factory.mktemp("sound")
     compute(root)
     old = (root / "cells" / "k").stat().st_mtime_ns - 10**10
-    os.utime(root / "cells" / "k", ns=(old, old))
+    for folder in (root / "cells" / "k", root / "cells" / "k" / "images"):
+        os.utime(folder, ns=(old, old))
     read(root)
     assert (root / "parquet" / "0").is_dir()
     return root

@@ -209,7 +209,7 @@ def block(store: Store) -> str:
     known = sorted({method for suite in shown for method in settings(suite)["method"]})
     parts = ["**Which one should I use?** By rules, from the rows below:", "\n".join(advice(shown))]
     for suite in shown:
-        left_out = sum(not cell.complete for cell in suite.cells)
+        left_out = len(suite.cells) - len(suite.complete)
         about = f"`{suite.model}`, {suite.count} samples, {suite.steps} steps"
         about += f"; cells that are not complete, and left out: {left_out}" if left_out else ""
         parts += [f"{about}:", board(suite, known)]

@@ -231,10 +231,15 @@ class Suite:
         return max(cell.created for cell in self.cells)
 
     @cached_property
+    def complete(self) -> frozenset[str]:
+        """The keys of its cells that are complete, each looked at once."""
+        return frozenset(cell.key for cell in self.cells if cell.complete)
+
+    @cached_property
     def _entries(self) -> dict[Identity, Entry]:
         """Per identity the best cell: a complete one before others, the newest of equals."""
         found = {}
-        for cell in sorted(self.cells, key=lambda cell: (cell.complete, cell.created)):
+        for cell in sorted(self.cells, key=lambda x: (x.key in self.complete, x.created)):
             entry = Entry(cell)
             found |= {identity(label): entry for label in cell.labels}
         return found
@@ -258,8 +263,7 @@ class Suite:
         entry = self._entries.get(identity(label))
         if entry is None:
             return "missing"
-        whole = entry.cell.complete and entry.cell.done == entry.cell.count
-        return "complete" if whole else entry.cell.state.replace("complete", "incomplete")
+        return "complete" if entry.key in self.complete else entry.cell.state
 
     def run(self, *labels: str) -> Run:
         """The run of these labels; several are averaged, sample by sample."""
@@ -317,7 +321,7 @@ def of_one_version(found: Sequence[Suite]) -> list[Suite]:
         versions.setdefault(suite.model, {}).setdefault(suite.weights, []).append(suite)
 
     def rank(version: list[Suite]) -> tuple[int, str]:
-        complete = sum(cell.complete for suite in version for cell in suite.cells)
+        complete = sum(len(suite.complete) for suite in version)
         return complete, max(suite.created for suite in version)
 
     kept = []

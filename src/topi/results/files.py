@@ -186,11 +186,12 @@ def read_image(path: Path) -> Image.Image:
         ToPiError: the file is missing or damaged.
     """
     try:
-        if not is_sound_image(path):
-            raise OSError("it is missing or damaged")
-        with Image.open(io.BytesIO(read_bytes(path))) as image:
+        content = read_bytes(path)
+        with Image.open(io.BytesIO(content)) as image:
+            image.verify()
+        with Image.open(io.BytesIO(content)) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise ToPiError(
             f"The image {path} cannot be read ({error}): run its cell again, which replaces it."
         ) from error
@@ -210,7 +211,8 @@ def _verified(path: Path, changed: int, size: int) -> bool:
     try:
         with Image.open(io.BytesIO(read_bytes(path))) as image:
             image.verify()
-    except (OSError, SyntaxError, ValueError, ToPiError):
+    except (OSError, SyntaxError, ValueError, ToPiError) as error:
+        log.warning("%s is damaged: %s", path, error)
         return False
     return True
 

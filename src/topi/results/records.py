@@ -135,6 +135,10 @@ class Failure(_Open):
     message: str
 
 
+Side = Annotated[int, Field(ge=1, le=4096)]
+"""Tokens along a side of a picture."""
+
+
 class _Anchor(_Open):
     step: Count
     branch: str
@@ -144,5 +148,5 @@ class _Anchor(_Open):
 class Mask(_Open):
     """`masks/<sample>.json` of a cell: the kept tokens at each anchor (None: all)."""
 
-    grids: Annotated[list[tuple[Count, Count]], Field(min_length=1)]
+    grids: Annotated[list[tuple[Side, Side]], Field(min_length=1)]
     anchors: list[_Anchor]
