@@ -123,7 +123,7 @@ def test_a_manifest_names_no_folder_outside(store_root, tmp_path, where, value):
     cell = store.load_cells()[0]
     path = cell.path / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {where: value}))
-    with pytest.raises(ToPiError, match="cannot name a file"):
+    with pytest.raises(ToPiError, match=f"field {where}: "):
         store.full(store.cell(cell.key).manifest[where])
 
 
