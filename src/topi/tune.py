@@ -13,10 +13,11 @@ from hydra_plugins.topi_sweeper import points
 from topi.compose import composed
 from topi.config import ConfigError, check_choice, read_config
 from topi.errors import ToPiError
+from topi.escape import csv
 from topi.report.figures import save
 from topi.report.pareto import on_front, pareto, pareto_points, speed_of
 from topi.report.suite import best_suites, suites
-from topi.results.files import write
+from topi.results.files import write_text
 from topi.results.store import Store
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ def tune(
     speed = speed_of(curve).name
     curve = curve.assign(front=on_front(curve[speed], curve["psnr"])).sort_values(speed)
     table, figure = store.root / f"{suite.model}.csv", pareto(store, [suite])
-    write(table, curve.to_csv(index=False).encode())
+    write_text(table, csv(curve))
     drawn = save(figure, store.root / "figures", suite.model) if figure else None
     label = choose(curve, speed, min_psnr, min_speed)
     own = tuple(word for word in cells[label] if word.startswith(("method", "cache", *AXES)))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from topi.errors import ToPiError
+from topi.escape import one_line
 from topi.results import Cell, Store
 from topi.results.files import read_image
 from topi.results.provenance import differences
@@ -152,7 +153,8 @@ def verification_table(found: Verification, tolerance: int) -> Table:
     for check in found.checks:
         scores = [_pair(*check.scores[name]) if name in check.scores else "" for name in SCORES]
         verdict = "same" if check.same(tolerance) else "DIFFERS"
-        table.add_row(check.sample, f"{check.pixels}", f"{check.full_pixels}", *scores, verdict)
+        pixels = (f"{check.pixels}", f"{check.full_pixels}")
+        table.add_row(one_line(check.sample), *pixels, *scores, verdict)
     return table
 
 

@@ -17,6 +17,7 @@ from rich.progress import track
 from topi.data.anyedit_types import edit_type
 from topi.data.inside import inside
 from topi.errors import ToPiError
+from topi.escape import rich_markup
 
 LIST = "edit_result.json"
 #: Rows that are read together, so that those of one row group are fetched once.
@@ -139,7 +140,8 @@ class ParquetFiles:
 
     def keys(self, types: Collection[str] | None = None) -> list[Key]:
         files = [f for f in self.files if types is None or _split_type(f) in (None, *types)]
-        shown = track(files, f"{self.name}: ids", transient=True, disable=len(files) < 4)
+        title = rich_markup(f"{self.name}: ids")
+        shown = track(files, title, transient=True, disable=len(files) < 4)
         return [key for file in shown for key in self.keys_of(file)]
 
     def keys_of(self, file: str) -> list[Key]:

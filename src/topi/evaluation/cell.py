@@ -1,6 +1,7 @@
 """One cell of a sweep: run the samples, score them against full context, time them, record."""
 
 import logging
+import sys
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -10,11 +11,11 @@ from statistics import fmean
 from typing import Any
 
 from PIL import Image
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from topi.data import EditSample
 from topi.errors import ToPiError
+from topi.escape import console, one_line
 from topi.evaluation.flops import FlopCounter
 from topi.evaluation.latency import interleaved
 from topi.evaluation.metrics import Metrics
@@ -195,20 +196,21 @@ def mask_of(trace: Sequence[CallRecord]) -> dict[str, Any] | None:
 @contextmanager
 def progress(title: str, total: int, done: int) -> Iterator[Callable[[str], None]]:
     """A bar on a terminal; elsewhere, as in the log of a cluster job, a line per step."""
-    console = Console(stderr=True)
+    title, screen = one_line(title), console(None, sys.stderr)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[last]}", style="dim"),
+        TextColumn("{task.fields[last]}", style="dim", markup=False),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=screen, disable=not screen.is_terminal) as bar:
         task = bar.add_task(title, total=total, completed=done, last="")
 
         def advance(last: str) -> None:
+            last = one_line(last)
             bar.update(task, advance=1, last=last)
-            if not console.is_terminal:
+            if not screen.is_terminal:
                 log.info("%s %d/%d %s", title, bar.tasks[task].completed, total, last)
 
         yield advance

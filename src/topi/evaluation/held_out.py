@@ -9,6 +9,7 @@ from PIL import Image
 from rich.progress import track
 
 from topi.data import EditSample
+from topi.escape import rich_markup
 from topi.models.editor import Editor
 from topi.results import files
 
@@ -73,7 +74,7 @@ def held_out_rows(
     samples = list(samples)
     rows: list[dict[str, object]] = [] if path is None else files.resume_lines(path)
     starts = range(len(rows), len(samples), batch)
-    for start in track(starts, f"{editor.name}: held-out edits"):
+    for start in track(starts, rich_markup(f"{editor.name}: held-out edits")):
         chunk = samples[start : start + batch]
         images = edit_batch(editor, chunk, seed)
         for index, (sample, image) in enumerate(zip(chunk, images, strict=True), start):

@@ -37,7 +37,8 @@ def mass_by_layer(run: ProbeRun) -> Figure:
         ax.axvspan(layer - 0.45, layer + 0.45, color="0.88", linewidth=0)
     _lines(ax, frame, "layer", "category")
     _mark_stacks(ax, run.manifest["stacks"])
-    ax.set(xlabel="layer", ylabel=MASS, ylim=(0, None))
+    ax.set(xlabel="layer", ylim=(0, None))
+    ax.set_ylabel(MASS, parse_math=True)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _title(figure, run)
     figure.legend(loc="outside lower center", ncols=2)
@@ -118,7 +119,7 @@ def mass_by_step(run: ProbeRun) -> Figure:
     limit = f"paper: below {PAPER_LIMIT}"
     axes[0, 0].text(0.4, PAPER_LIMIT, limit, fontsize=6.5, va="bottom", color="0.35")
     figure.supxlabel("denoising step", fontsize=9)
-    figure.supylabel(MASS, fontsize=9)
+    figure.supylabel(MASS, fontsize=9, parse_math=True)
     _title(figure, run)
     return figure
 
@@ -171,7 +172,8 @@ def _leaders(ax: Axes, relevance: np.ndarray, shown: np.ndarray) -> None:
             linewidth=1.3,
             label=f"token {token}, top at {', '.join(map(str, at))}",
         )
-    ax.set(ylabel=r"relevance $|\mathcal{C}|\,S_j$", ylim=(0, None))
+    ax.set_ylim(0, None)
+    ax.set_ylabel(r"relevance $|\mathcal{C}|\,S_j$", parse_math=True)
     ax.tick_params(labelbottom=False)
     ax.legend(fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2)
 

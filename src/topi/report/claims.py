@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text as Words
 from typing_extensions import TypedDict
 
+from topi.escape import code, markdown
 from topi.report.statistics import LEVEL, Estimate, holm
 from topi.report.suite import Run, Suite, best_suites, suites, weights_of
 from topi.report.text_table import Text, TextTable, to_markdown
@@ -324,11 +325,12 @@ def claims_markdown(judged: Sequence[Judged], notes_file: Path | None = None) ->
         if claim.name in notes:
             parts.append(f"Looked into: {notes[claim.name]}")
         for model, finding in each.findings.items():
-            words = [f"- **{model}: {finding.verdict}.**", finding.reason, finding.tally]
+            words = [f"- **{markdown(model)}: {finding.verdict}.**"]
+            words += map(markdown, (finding.reason, finding.tally))
             lines = [" ".join(filter(None, words))]
-            lines += [f"  - {comparison}" for comparison in finding.telling]
+            lines += [f"  - {markdown(str(comparison))}" for comparison in finding.telling]
             if finding.cells:
-                lines.append("  - cells: " + ", ".join(f"`{key}`" for key in finding.cells))
+                lines.append("  - cells: " + ", ".join(map(code, finding.cells)))
             parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -14,11 +15,14 @@ import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import NullLocator
 
+from topi.escape import printable
 from topi.pictures import side_by_side
 from topi.report.gallery import Picture, draw_difference, draw_mask
 from topi.report.tables import ALL, COLUMNS, FEW
+from topi.results.files import write
 
 STYLE = Path(__file__).with_name("topi.mplstyle")
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
@@ -141,13 +145,17 @@ def file_name(text: str) -> str:
 def save(figure: Figure, folder: Path, name: str) -> Path:
     """Write `name.pdf` and `name.png`, close the figure and return the path of the PNG."""
     name = file_name(name)
-    folder.mkdir(parents=True, exist_ok=True)
+    for text in figure.findobj(Text):
+        if (shown := printable(text.get_text())) != text.get_text():
+            text.set_text(shown)
+    pages = {"pdf": {"CreationDate": None}, "png": {"Software": None}}
     with plt.style.context([STYLE, {"figure.constrained_layout.use": False}]):
         figure.draw_without_rendering()
         if figure.get_layout_engine():
             figure.set_layout_engine("none")  # laid out once, not once per format
-        figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
-        figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+        for kind, about in pages.items():
+            figure.savefig(buffer := io.BytesIO(), format=kind, metadata=about)
+            write(folder / f"{name}.{kind}", buffer.getvalue())
     plt.close(figure)
     return folder / f"{name}.png"
 

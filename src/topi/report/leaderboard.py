@@ -13,10 +13,12 @@ from math import isinf
 import pandas as pd
 
 from topi.errors import ToPiError
+from topi.escape import code
 from topi.report.paper import suites_of
 from topi.report.pareto import KNOBS, NAMED, pareto_points
 from topi.report.suite import Suite, suites
 from topi.report.tables import FEW, measured_text
+from topi.report.text_table import markdown_lines
 from topi.results.store import Store
 
 LEVELS = (1.1, 1.3, 1.8, 2.5)
@@ -94,7 +96,7 @@ def board(suite: Suite, known: Sequence[str] = ()) -> str:
             fields.append(_field(best.iloc[0], bold[level]) if len(best) else "–")
         fastest = f"{own['flop_speedup'].max():.2f}×" if len(own) else "not run"
         lines = shown if method in first | NAMED else folded
-        lines.append([f"`{method}`", *fields, fastest])
+        lines.append([code(method), *fields, fastest])
     parts = [_table(shown)]
     if folded:
         parts += [f"<details><summary>The other {len(folded)}</summary>", _table(folded)]
@@ -105,14 +107,14 @@ def board(suite: Suite, known: Sequence[str] = ()) -> str:
 def _table(lines: Sequence[Sequence[str]]) -> str:
     head = [["Method", *(f"≥ {level:g}×" for level in LEVELS), "Fastest"]]
     head.append(["---", *["---:"] * (len(LEVELS) + 1)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in [*head, *lines])
+    return markdown_lines([*head, *lines])
 
 
 def _field(line: pd.Series, bold: set[str]) -> str:
     words = [short(word) for word in line["label"].split() if word.partition("=")[0] in KNOBS]
     psnr = quality(line)
     score = f"**{psnr}**" if line["label"] in bold else psnr
-    return " ".join([score, *(f"`{word}`" for word in words), f"{line['flop_speedup']:.2f}×"])
+    return " ".join([score, *map(code, words), f"{line['flop_speedup']:.2f}×"])
 
 
 def quality(line: pd.Series) -> str:
@@ -184,14 +186,16 @@ def _advice(
         level = reached[-1]
     places = ranked(found, level) if level in reached else found[:0]
     if places.empty:
-        return f"`{suite.model}`: none in the store"
+        return f"{code(suite.model)}: none in the store"
     best = places.iloc[0]
-    text = f"`{suite.model}`: **`{short(best['label'])}`**, {quality(best)} dB at {speed(best)}"
+    text = f"{code(suite.model)}: **{code(short(best['label']))}**, "
+    text += f"{quality(best)} dB at {speed(best)}"
     if equal := tied(suite, places):
-        return text + ", not told apart from " + ", ".join(f"`{short(x)}`" for x in equal)
+        return text + ", not told apart from " + ", ".join(code(short(label)) for label in equal)
     if len(places) == 1:
         return text + ", the only one"
-    return text + f", clearly ahead of `{short(places['label'].iloc[1])}` and all behind it"
+    second = code(short(places["label"].iloc[1]))
+    return f"{text}, clearly ahead of {second} and all behind it"
 
 
 def block(store: Store) -> str:
@@ -210,7 +214,7 @@ def block(store: Store) -> str:
     parts = ["**Which one should I use?** By rules, from the rows below:", "\n".join(advice(shown))]
     for suite in shown:
         left_out = len(suite.cells) - len(suite.complete)
-        about = f"`{suite.model}`, {suite.count} samples, {suite.steps} steps"
+        about = f"{code(suite.model)}, {suite.count} samples, {suite.steps} steps"
         about += f"; cells that are not complete, and left out: {left_out}" if left_out else ""
         parts += [f"{about}:", board(suite, known)]
     return "\n\n".join([*parts, STAND_IN + NOTE if any(s.stand_in for s in shown) else NOTE])

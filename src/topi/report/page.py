@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from topi.errors import ToPiError
+from topi.escape import console, csv, printable
 from topi.report import figures
 from topi.report.claims import RULES, claim_models, read_notes, to_rich_claims
 from topi.report.gallery import gather, keep_ratios, on_curve, shown_labels
@@ -37,6 +37,7 @@ from topi.report.tables import (
     to_rich,
 )
 from topi.report.text_table import Text
+from topi.results import files
 from topi.results.store import Cell, Store
 
 STAND_IN = (
@@ -106,27 +107,29 @@ def build(store_root: Path | str, out_dir: Path | str, per_category: int = 2) ->
     if not cells:
         raise ToPiError(f"There are no results in {store_root} yet: run `python run.py` first.")
     out = Path(out_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    console = Console()
+    screen = console(None)
     models = []
     for content in contents(store, cells):
         group, table = content.group, content.table
-        (out / f"{group.stem}.md").write_text(to_markdown(table))
-        (out / f"{group.stem}.tex").write_text(to_latex(table))
-        table.to_csv(out / f"{group.stem}.csv", index=False)
+        files.write_text(out / f"{group.stem}.md", to_markdown(table))
+        files.write_text(out / f"{group.stem}.tex", to_latex(table))
+        files.write_text(out / f"{group.stem}.csv", csv(table))
         few = table[table["label"].isin(shown_labels(content.rows, SHOWN))]
-        console.print(to_rich(few, f"{group.title}: against its own full-context output"))
+        screen.print(to_rich(few, f"{group.title}: against its own full-context output"))
         models.append(_section(store, content, out / "figures", per_category))
     paper = build_paper(store_root, out)
     environment = Environment(
-        loader=PackageLoader("topi.report", "."), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("topi.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: printable(value) if isinstance(value, str) else value,
     )
     page = out / "index.html"
     content = {"models": models, "columns": COLUMNS, **_paper(paper)}
     content["categories"] = _category_titles(models, paper)
-    page.write_text(environment.get_template("page.html.j2").render(content))
-    console.print(to_rich_claims(paper.judged))
-    console.print(f"Page: {page}")
+    files.write_text(page, environment.get_template("page.html.j2").render(content))
+    screen.print(to_rich_claims(paper.judged))
+    screen.print(f"Page: {page}")
     return page
 
 

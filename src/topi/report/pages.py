@@ -15,6 +15,7 @@ from topi.report.claims import claims_table, gather_evidence, judge_all
 from topi.report.leaderboard import block as leaderboard
 from topi.report.overview import paper_beside_ours
 from topi.report.text_table import to_markdown
+from topi.results import files
 from topi.results.store import Store
 
 
@@ -48,7 +49,7 @@ def write_blocks(pages: Iterable[Path], store: Store) -> list[Path]:
             marks = f"<!-- begin {name} -->\n\n{BLOCKS[name](store)}\n\n<!-- end {name} -->"
             content = f"{before}{marks}{after}"
         if names:
-            page.write_text(content)
+            files.write_text(page, content)
             written.append(page)
     return written
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from topi.escape import csv
 from topi.report import ours, overview, references
 from topi.report.artefacts import CURVES, FIG5, FIG10, FIG11, OURS, SHEETS, TEACACHE
 from topi.report.attention_figures import mass_by_layer, mass_by_step, token_relevance
@@ -37,6 +38,7 @@ from topi.report.pareto import leaderboard, pareto, pareto_categories
 from topi.report.speed import breakdown_table, speed_figure, speed_table, title
 from topi.report.suite import MODELS, Suite, best_suites, suites, weights_of
 from topi.report.text_table import TextTable, to_latex, to_markdown
+from topi.results import files
 from topi.results.bench import BenchRun, load_benches
 from topi.results.probe import ProbeRun, load_probes
 from topi.results.store import Store
@@ -294,9 +296,8 @@ def _absent_models(found: Sequence[Suite]) -> list[str]:
 
 
 def _write_claims(judged: list[Judged], out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "claims.md").write_text(claims_markdown(judged))
-    claims_frame(judged).to_csv(out / "claims.csv", index=False)
+    files.write_text(out / "claims.md", claims_markdown(judged))
+    files.write_text(out / "claims.csv", csv(claims_frame(judged)))
     notes = read_notes()
     content = [
         {
@@ -316,7 +317,8 @@ def _write_claims(judged: list[Judged], out: Path) -> None:
         }
         for each in judged
     ]
-    (out / "claims.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    files.write_text(out / "claims.json", text)
 
 
 def _plain(comparison: Comparison) -> dict[str, object]:
@@ -328,12 +330,12 @@ def _plain(comparison: Comparison) -> dict[str, object]:
 
 def write_tables(tables: Iterable[TextTable], folder: Path) -> list[Path]:
     """Write each as Markdown, LaTeX and CSV, the parts of one name together; returns the first."""
-    folder.mkdir(parents=True, exist_ok=True)
     tables, written = list(tables), []
     for name in dict.fromkeys(table.name for table in tables):
         parts = [table for table in tables if table.name == name]
-        (folder / f"{name}.md").write_text("\n".join(map(to_markdown, parts)))
-        (folder / f"{name}.tex").write_text("\n".join(map(to_latex, parts)))
-        pd.concat([part.frame for part in parts]).to_csv(folder / f"{name}.csv", index=False)
+        files.write_text(folder / f"{name}.md", "\n".join(map(to_markdown, parts)))
+        files.write_text(folder / f"{name}.tex", "\n".join(map(to_latex, parts)))
+        frame = pd.concat([part.frame for part in parts], ignore_index=True)
+        files.write_text(folder / f"{name}.csv", csv(frame))
         written.append(folder / f"{name}.md")
     return written

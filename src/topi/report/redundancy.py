@@ -13,7 +13,9 @@ import numpy as np
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
+from topi import escape
 from topi.report.statistics import bootstrap
+from topi.report.text_table import markdown_lines
 from topi.results import schema
 
 NOT_RULES = ("id", "category", "truth", "keep", "influence")
@@ -95,8 +97,8 @@ def tables(measured: Sequence[Mapping]) -> str:
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table whose first row is its head."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+    head, *lines = [list(map(escape.markdown, row)) for row in rows]
+    return markdown_lines([head, ["---"] * len(head), *lines]) + "\n"
 
 
 def main(argv: list[str] | None = None) -> None:

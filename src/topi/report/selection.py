@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from math import isinf
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from typing_extensions import TypedDict
 
 from topi.errors import ToPiError
+from topi.escape import code, markdown
 from topi.report.statistics import LEVEL, bootstrap, holm, paired_difference, signed_rank
+from topi.report.tables import STAR
+from topi.report.text_table import markdown_lines
 from topi.results import schema
 from topi.results.store import Cell, Store
 
@@ -47,23 +52,32 @@ def selection_table(rows: pd.DataFrame, *rivals: str) -> str:
         raise ToPiError(f"No cell is labelled {rivals[0]!r}; there are: {', '.join(labels)}.")
     rivals = [rival for rival in rivals if rival in labels]
     facts = rows.groupby("label")[["flop_speedup", "keep_ratio"]].mean()
-    by_category = rows.pivot_table(index="label", columns="category", values="psnr")
+    categories = sorted(rows["category"].unique())
     heads = ["method", "n", "ideal ×", "kept", "PSNR", *(f"− {rival}" for rival in rivals)]
-    heads += list(by_category.columns)
-    lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    heads = [markdown(head) for head in [*heads, *categories]]
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     pairs = [(label, rival) for rival in rivals for label in labels if label != rival]
     holds = _holding(rows, pairs)
     for label, (speed, kept) in facts.sort_values("flop_speedup").iterrows():
-        psnr = bootstrap(rows.loc[rows["label"] == label, "psnr"])
-        cells = [label, f"{psnr.n}", f"{speed:.2f}", f"{kept:.2f}", f"{psnr.value:.2f}"]
+        own = rows[rows["label"] == label]
+        cells = [markdown(label), f"{len(own)}", f"{speed:.2f}", f"{kept:.2f}", _mean(own, 2)]
         for rival in rivals:
             gain = paired_difference(rows, label, rival, "psnr")
-            interval = f"{gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
+            interval = f"{gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]" if gain.n else "–"
             interval += " *" if (label, rival) in holds else ""
             cells.append("" if label == rival else interval)
-        cells += [f"{value:.1f}" for value in by_category.loc[label]]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        cells += [_mean(own[own["category"] == category], 1) for category in categories]
+        lines.append(cells)
+    star = f"\n{markdown(STAR)}\n" if np.isinf(rows["psnr"]).any() else ""
+    return markdown_lines(lines) + "\n" + star
+
+
+def _mean(rows: pd.DataFrame, digits: int) -> str:
+    """Mean PSNR as the report has it: of finite values, a star at it if there are others."""
+    psnr = bootstrap(rows["psnr"])
+    if isinf(psnr.value):
+        return "∞"
+    return f"{psnr.value:.{digits}f}" + r"\*" * bool(psnr.infinite) if psnr.n else "–"
 
 
 def questions_tables(models: Mapping[str, pd.DataFrame], questions: pd.DataFrame) -> str:
@@ -89,12 +103,12 @@ def questions_tables(models: Mapping[str, pd.DataFrame], questions: pd.DataFrame
         holds = _holding(rows, pairs)
         columns[model] = [_answer(rows, *pair, pair in holds) for pair in pairs]
     shown = questions[["section", "question"]].assign(**columns, decided=questions["decided"])
-    heads = [f"`{name}`" if name in models else name for name in shown.columns[1:]]
+    heads = [code(name) if name in models else name for name in shown.columns[1:]]
+    shown[["question", "decided"]] = shown[["question", "decided"]].map(markdown)
     parts = []
     for section, lines in shown.groupby("section", sort=False):
         table = [heads, ["---", *("---:" for _ in models), "---"], *lines.values[:, 1:]]
-        text = "\n".join("| " + " | ".join(line) + " |" for line in table)
-        parts.append(f"## {section}\n\n{text}\n")
+        parts.append(f"## {markdown(section)}\n\n{markdown_lines(table)}\n")
     return "\n".join(parts)
 
 
@@ -103,6 +117,8 @@ def _answer(rows: pd.DataFrame, one: str, other: str, holds: bool) -> str:
     speeds = rows.groupby("label")["flop_speedup"].mean()
     told = [f"{speeds[label]:.2f}×" for label in (one, other)]
     at = f" at {told[0]} and {told[1]}" if told[0] != told[1] else ""
+    if not gain.n:
+        return f"–{at}"
     return f"{gain.value:+.1f} [{gain.low:.1f}, {gain.high:.1f}]{' *' * holds}{at}"
 
 
@@ -120,7 +136,7 @@ def comparison(store: Store, rivals: Sequence[str]) -> str:
     """
     cells = _cells(store)
     return "\n".join(
-        f"{heading}:\n\n{selection_table(store.rows(group), *rivals)}"
+        f"{markdown(heading)}:\n\n{selection_table(store.rows(group), *rivals)}"
         for heading, group in itertools.groupby(sorted(cells, key=heading_of), key=heading_of)
     )
 

@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from topi.escape import latex, markdown, one_line
 from topi.report.statistics import (
     Estimate,
     bootstrap,
@@ -22,6 +23,7 @@ from topi.report.statistics import (
     paired_difference,
     speedup,
 )
+from topi.report.text_table import markdown_lines
 
 CATEGORIES = ("camera_move", "global_edit", "implicit_change", "local_edit")
 ALL = "all"
@@ -282,13 +284,13 @@ def to_rich(table: pd.DataFrame, title: str) -> Table:
     for column in COLUMNS:
         view.add_column(column.heading.replace("-", "-\n"), justify="right", no_wrap=True)
     for category, lines in sections(table):
-        view.add_row(f"[bold]{category}[/bold]")
+        view.add_row(Text(one_line(category), style="bold"))
         for label, n, cells in lines:
             short = [
                 (re.sub(r"^(merges) ([^,]+).*", r"\1\n\2", text), best) for text, best in cells
             ]
             shown = [Text(text, style="bold green" if best else "") for text, best in short]
-            view.add_row(Padding(label, (0, 0, 0, 1)), str(n), *shown)
+            view.add_row(Padding(one_line(label), (0, 0, 0, 1)), str(n), *shown)
         view.add_section()
     return view
 
@@ -299,25 +301,16 @@ def to_markdown(table: pd.DataFrame) -> str:
     lines = [heading, ["---", "---", *["---:"] * (len(heading) - 2)]]
     for category, rows in sections(table):
         for number, (label, n, cells) in enumerate(rows):
-            shown = [f"**{text}**" if best else text for text, best in cells]
-            lines.append([category if number == 0 else "", label, str(n), *shown])
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return body + "\n\n" + "\n".join(f"- {note}" for note in notes(table)) + "\n"
+            texts = [(markdown(text), best) for text, best in cells]
+            shown = [f"**{text}**" if best else text for text, best in texts]
+            head = markdown(category if number == 0 else "")
+            lines.append([head, markdown(label), str(n), *shown])
+    told = "\n".join(f"- {markdown(note)}" for note in notes(table))
+    return f"{markdown_lines(lines)}\n\n{told}\n"
 
 
 def to_latex(table: pd.DataFrame) -> str:
     """The table as a LaTeX `tabular` (needs `booktabs`), best values bold."""
-    symbols = str.maketrans(
-        {
-            "↑": r"$\uparrow$",
-            "↓": r"$\downarrow$",
-            "×": r"$\times$",
-            "∞": r"$\infty$",
-            "–": "--",
-            "_": r"\_",
-            "*": "$^*$",
-        }
-    )
 
     def row(*cells: str) -> str:
         return " & ".join(cells) + r" \\"
@@ -326,11 +319,11 @@ def to_latex(table: pd.DataFrame) -> str:
     for category, rows in sections(table):
         body.append(r"\midrule")
         for number, (label, n, cells) in enumerate(rows):
-            texts = [(text.translate(symbols), best) for text, best in cells]
+            texts = [(latex(text), best) for text, best in cells]
             shown = [rf"\textbf{{{text}}}" if best else text for text, best in texts]
-            head = (category if number == 0 else "").translate(symbols)
-            body.append(row(head, label.translate(symbols), str(n), *shown))
-    headings = [column.heading.translate(symbols) for column in COLUMNS]
+            head = latex(category if number == 0 else "")
+            body.append(row(head, latex(label), str(n), *shown))
+    headings = [latex(column.heading) for column in COLUMNS]
     return "\n".join(
         [
             rf"\begin{{tabular}}{{ll{'r' * (1 + len(COLUMNS))}}}",

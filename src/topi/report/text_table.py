@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
 
-SYMBOLS = str.maketrans(
-    {
-        "↑": r"$\uparrow$",
-        "↓": r"$\downarrow$",
-        "×": r"$\times$",
-        "∞": r"$\infty$",
-        "Δ": r"$\Delta$",
-        "τ": r"$\tau$",
-        "≥": r"$\geq$",
-        "≤": r"$\leq$",
-        "–": "--",
-        "−": "$-$",
-        "½": r"\textonehalf{}",
-        "†": r"$^\dagger$",
-        "_": r"\_",
-        "*": r"$^*$",
-        "%": r"\%",
-        "&": r"\&",
-        "#": r"\#",
-        "^": r"\^{}",
-    }
-)
+from topi.escape import code, latex, markdown, one_line
 
 
 @dataclass(frozen=True)
@@ -66,15 +46,22 @@ class TextTable:
 def to_markdown(table: TextTable) -> str:
     """Best values bold, the paper's in italics; the notes and the cells below."""
     align = ["---"] * table.words + ["---:"] * (len(table.headings) - table.words)
-    lines = [list(table.headings), align, *([_markdown(t) for t in row] for row in table.rows)]
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    notes = [f"- {note}" for note in table.notes]
-    notes += [f"- {what}: " + ", ".join(f"`{k}`" for k in ks) for what, ks in table.keys.items()]
-    return f"### {table.title}\n\n{body}\n\n" + "\n".join(notes) + "\n"
+    heads = [markdown(heading) for heading in table.headings]
+    lines = [heads, align, *([_markdown(t) for t in row] for row in table.rows)]
+    notes = [f"- {markdown(note)}" for note in table.notes]
+    for what, keys in table.keys.items():
+        notes.append(f"- {markdown(what)}: " + ", ".join(map(code, keys)))
+    title = markdown(table.title)
+    return f"### {title}\n\n{markdown_lines(lines)}\n\n" + "\n".join(notes) + "\n"
+
+
+def markdown_lines(lines: Iterable[Sequence[str]]) -> str:
+    """The lines of a Markdown table, head and alignment first; fields are escaped already."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _markdown(field: Text) -> str:
-    text = field.text.replace("*", r"\*").replace("|", r"\|")
+    text = markdown(field.text)
     if not text:
         return text
     return f"**{text}**" if field.best else f"*{text}*" if field.paper else text
@@ -88,16 +75,16 @@ def to_latex(table: TextTable) -> str:
             lines.append(r"\midrule")
         lines.append(" & ".join(map(_latex, row)) + r" \\")
     columns = "l" * table.words + "r" * (len(table.headings) - table.words)
-    heading = " & ".join(heading.translate(SYMBOLS) for heading in table.headings) + r" \\"
+    heading = " & ".join(map(latex, table.headings)) + r" \\"
     body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", heading, *lines]
-    comments = [f"% {what}: {', '.join(keys)}" for what, keys in table.keys.items()]
+    comments = [one_line(f"% {what}: {', '.join(keys)}") for what, keys in table.keys.items()]
     body += [r"\bottomrule", r"\end{tabular}"]
-    text = "\n".join([f"% {table.title}", *comments, *body]) + "\n"
+    text = "\n".join([one_line(f"% {table.title}"), *comments, *body]) + "\n"
     return text.replace("τ", "tau").replace("½", "1/2")
 
 
 def _latex(field: Text) -> str:
-    text = field.text.translate(SYMBOLS)
+    text = latex(field.text)
     if not text:
         return text
     return rf"\textbf{{{text}}}" if field.best else rf"\textit{{{text}}}" if field.paper else text

@@ -45,7 +45,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise ToPiError(
             f"Cannot write {path} ({error.strerror or error}): free some space or name another "
-            "folder with store=PATH."
+            "folder (store=PATH, --out PATH)."
         ) from error
 
 
@@ -79,6 +79,11 @@ def remove(path: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8, in one step; what UTF-8 cannot hold stands there as an escape."""
+    write(path, text.encode(errors="backslashreplace"))
 
 
 def sync(path: Path) -> None:
