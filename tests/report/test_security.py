@@ -1,12 +1,15 @@
 """Stores, manifests and data from strangers are data: nothing in them is executed, or escapes."""
 
 import ast
+import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from topi import cli
 from topi.errors import ToPiError
 from topi.results import Store
 
@@ -32,6 +35,8 @@ FORBIDDEN = {
     "instantiate",
 }
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>"
+HOSTILE += "[/x]\x1b[31m\x1b]0;a\x07 $9.99 and $5 | a\n| \\input{x} \\end{tabular} % # & =1"
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def sources():
@@ -90,26 +95,48 @@ def hostile(tmp_path, store_root):
     for cell in root.glob("cells/*"):
         rows = [json.loads(line) for line in (cell / "rows.jsonl").read_text().splitlines()]
         for row in rows:
-            row["instruction"] = HOSTILE
+            row["instruction"], row["skipped_calls"] = HOSTILE, 0
         (cell / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         manifest = json.loads((cell / "manifest.json").read_text())
-        manifest["model"] = manifest["device"]["name"] = HOSTILE
-        manifest["label"] += HOSTILE
+        manifest["model"] = manifest["data"] = manifest["device"]["name"] = HOSTILE
+        manifest["full"]["model"]["kind"] = "kontext"
+        manifest["label"] = f"=1+1 {manifest['label']} {HOSTILE}"
         (cell / "manifest.json").write_text(json.dumps(manifest))
     return root
 
 
-def test_the_page_escapes_what_a_data_set_says(hostile, tmp_path):
-    from topi.report import build
-
-    build(hostile, tmp_path / "report")
-    pages = list((tmp_path / "report").rglob("*.html"))
-    assert pages
-    for page in pages:
-        text = page.read_text()
-        assert "<script>alert" not in text
-        assert "<img src=x" not in text
-        assert "&lt;script&gt;" in text
+def test_every_output_escapes_what_a_data_set_says(hostile, tmp_path, capsys):
+    for command in ("status", "leaderboard", "compare --against nothing", "report"):
+        name, *options = command.split()
+        options += ["--out", str(tmp_path / "report")] * (name == "report")
+        refused = name == "compare"  # no such label: the answer names those that there are
+        assert cli.main([name, "--store", str(hostile), *options]) == refused
+        told = capsys.readouterr()
+        assert not CONTROL.search(told.out + told.err)
+        assert "\\x1b" in told.out + told.err
+    label = next(cell.labels[0] for cell in Store(hostile).load_cells())
+    assert cli.main(["compare", "--store", str(hostile), "--against", label]) == 0
+    assert all(
+        line[:1] in ("", "|") or line[-1] == ":" for line in capsys.readouterr().out.split("\n")
+    )
+    kinds = (".html", ".md", ".tex", ".csv", ".json")
+    written = [path for path in (tmp_path / "report").rglob("*") if path.suffix in kinds]
+    assert {path.suffix for path in written} == {*kinds}
+    files = {path: path.read_text() for path in written}
+    for path, text in files.items():
+        assert not CONTROL.search(text), path
+        if path.suffix in (".html", ".md"):
+            assert not re.search("<script>alert|<img src=x", text), path
+        if path.suffix == ".html":
+            assert "&lt;script&gt;" in text
+        if path.suffix == ".tex":
+            text = re.sub("^%.*", "", text, flags=re.MULTILINE)
+            assert "\\input{" not in text
+            assert text.count("\\begin{tabular}") == text.count("\\end{tabular}")
+        if path.suffix == ".csv":
+            fields = [field for line in csv.reader(text.splitlines(True)) for field in line]
+            assert not [field for field in fields if field.startswith("=")]
+    assert any(path.suffix == ".csv" and "'=1+1" in text for path, text in files.items())
 
 
 @pytest.mark.parametrize(
