@@ -57,6 +57,7 @@ def test_results_on_other_samples_are_not_shown(tmp_path, capsys, command):
 def test_probes_on_other_samples_are_not_shown(tmp_path):
     config = {"data": {"name": "mini_edit", "split": "evaluation", "size": 64}}
     told = {"model": "m", "weights": "w", "count": 0, "created": "2026-01-01", "key": "m-1"}
+    told |= {"stacks": [1], "layers": [0], "tau": 0.85}
     folder = tmp_path / "probe" / "m-1"
     folder.mkdir(parents=True)
     text = json.dumps({"schema": 1, **told, "data": "0123456789abcdef", "config": config})

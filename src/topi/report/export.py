@@ -148,12 +148,12 @@ def _copy_cell(cell: Cell, out: Path) -> None:
 
 def _copy_pictures(store: Store, cell: Cell, samples: list[str], out: Path) -> None:
     """The outputs of a cell, and the full-context outputs and references beside them."""
-    full = store.full(cell.manifest["full_key"]).path
+    full = store.full(cell.manifest["full_key"])
     outputs = [cell.path / "images" / f"{sample}.png" for sample in samples]
     _copy(outputs, cell.path, out / "cells" / cell.key)
-    shared = [full / "images" / f"{sample}.png" for sample in samples]
-    shared += [p for sample in samples for p in (full / "references").glob(f"{sample}_*.png")]
-    _copy([full / "manifest.json", *shared], full, out / "full" / full.name)
+    shared = [full.image_file(sample) for sample in samples]
+    shared += [path for sample in samples for path in full.reference_files(sample)]
+    _copy([full.path / "manifest.json", *shared], full.path, out / "full" / full.key)
 
 
 def _copy_studies(root: Path | str, out: Path) -> None:
@@ -164,7 +164,7 @@ def _copy_studies(root: Path | str, out: Path) -> None:
     for probe in load_probes(root):
         first = probe.rows[0]["sample"]
         records = [probe.path / "manifest.json", probe.rows_file, *probe.path.glob("maps/*.npz")]
-        records += (probe.path / "references").glob(f"{first}_*.png")
+        records += files.numbered(probe.path / "references", first)
         _copy(records, probe.path, out / "probe" / probe.key)
 
 
@@ -176,6 +176,8 @@ def _copy(paths: Iterable[Path], base: Path, out: Path) -> None:
             to.parent.mkdir(parents=True, exist_ok=True)
             if path.name == "manifest.json":
                 files.write_json(to, published(files.read_json(path)))
+            elif path.name == "complete.json":  # most pictures stay behind
+                files.write_json(to, files.read_json(path) | {"pictures": False})
             else:
                 to.write_bytes(files.read_bytes(path))
 

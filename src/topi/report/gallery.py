@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from pydantic import Field, PositiveInt
-from typing_extensions import TypedDict
 
 from topi.errors import ToPiError
 from topi.report.artefacts import OURS
 from topi.report.tables import categories_of, in_order
-from topi.results import schema
-from topi.results.files import read_bytes, read_image
+from topi.results import files
+from topi.results.files import read_image
+from topi.results.mend import pictured
+from topi.results.records import Masks
 from topi.results.store import Store
+
+log = logging.getLogger(__name__)
 
 GOLD = np.array([255.0, 200.0, 40.0])
 
@@ -50,36 +54,23 @@ class Picture:
     psnr: dict[str, float] = field(default_factory=dict)
 
 
-class Kept(TypedDict):
-    """The tokens that an anchor kept; None: all."""
-
-    step: schema.Index
-    branch: str
-    kept: list[schema.Index] | None
-
-
-class Masks(TypedDict):
-    """A masks file: rows and columns of each reference's tokens, and the anchors."""
-
-    grids: Annotated[list[tuple[PositiveInt, PositiveInt]], Field(min_length=1)]
-    anchors: list[Kept]
-
-
 def read_anchors(path: Path) -> list[Anchor]:
     """The anchors of one masks file by step; indices count through all references.
 
-    Raises:
-        ToPiError: the file is damaged.
+    There are none without a file, or if it is damaged, which the log says.
     """
-    again = "remove its cell and run it again."
-    content = schema.parse(read_bytes(path), Masks, path, again)
+    if not os.path.lexists(path):
+        return []
+    try:
+        content = files.read_json(path, Masks)
+    except ToPiError as error:
+        log.warning("left out: %s", error)
+        return []
     grids = content["grids"]
     ends = np.cumsum([rows * cols for rows, cols in grids])
     anchors = []
     for record in sorted(content["anchors"], key=lambda record: record["step"]):
         flat = np.zeros(ends[-1], dtype=bool)
-        if max(record["kept"] or [0]) >= len(flat):
-            raise ToPiError(f"{path} keeps a token that its grids do not have: {again}")
         flat[slice(None) if record["kept"] is None else record["kept"]] = True
         parts = np.split(flat, ends[:-1])
         kept = tuple(part.reshape(grid) for part, grid in zip(parts, grids, strict=True))
@@ -133,7 +124,7 @@ def shown_labels(rows: pd.DataFrame, limit: int = 5) -> list[str]:
 def gather(store: Store, rows: pd.DataFrame, per_category: int = 2) -> list[Picture]:
     """The first `per_category` samples of each category that the most shown labels have done.
 
-    Only samples whose pictures are there: a store that is committed holds few of them.
+    Only samples whose pictures are there and sound: a store that is committed holds few of them.
 
     Args:
         store: where the pictures are.
@@ -151,32 +142,41 @@ def gather(store: Store, rows: pd.DataFrame, per_category: int = 2) -> list[Pict
     for category in categories_of(rows):
         inside = rows[rows["category"] == category].sort_values("index", kind="stable")
         done = inside["sample"].value_counts(sort=False)
-        for sample in done.index[done == done.max()][:per_category]:
-            group = inside[inside["sample"] == sample].set_index("label")
-            group = group.loc[[label for label in labels if label in group.index]]
-            pictures.append(_picture(store, sample, group))
+        groups = (
+            inside[inside["sample"] == sample].set_index("label").reindex(labels).dropna(how="all")
+            for sample in done.index[done == done.max()]
+        )
+        whole = (_picture(store, group) for group in groups if _whole(store, group))
+        pictures += islice(whole, per_category)
     return pictures
 
 
-def _picture(store: Store, sample: str, group: pd.DataFrame) -> Picture:
+def _whole(store: Store, group: pd.DataFrame) -> bool:
+    """Whether every picture of a sample is there and sound."""
+    sample = group["sample"].iloc[0]
+    cells = [store.cell(key) for key in group["cell"]]
+    full = store.full(cells[0].manifest["full_key"])
+    return full.has(sample) and all(pictured(cell.path, sample) for cell in cells)
+
+
+def _picture(store: Store, group: pd.DataFrame) -> Picture:
     """One sample; `group` holds its rows by label."""
+    sample = group["sample"].iloc[0]
     cells = {label: store.cell(key) for label, key in group["cell"].items()}
     full = store.full(next(iter(cells.values())).manifest["full_key"])
     masks = {label: cell.path / "masks" / f"{sample}.json" for label, cell in cells.items()}
-    image = full.image(sample)
-    if image is None:
-        raise ToPiError(f"The full output of {sample} is missing in {full.path}: run again.")
+    anchors = {label: read_anchors(path) for label, path in masks.items()}
     return Picture(
         sample=sample,
         category=group["category"].iloc[0],
         instruction=group["instruction"].iloc[0],
         references=tuple(full.references(sample)),
-        full=image,
+        full=read_image(full.image_file(sample)),
         outputs={
             label: read_image(cell.path / "images" / f"{sample}.png")
             for label, cell in cells.items()
         },
-        anchors={label: read_anchors(path) for label, path in masks.items() if path.is_file()},
+        anchors={label: found for label, found in anchors.items() if found},
         psnr=group["psnr"].to_dict(),
     )
 
@@ -194,8 +194,7 @@ def keep_ratios(store: Store, rows: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for row in in_order(rows).itertuples():
         path = store.cell(row.cell).path / "masks" / f"{row.sample}.json"
-        whole = path.is_file() and not getattr(row, "skipped_calls", 0) > 0
-        anchors = read_anchors(path) if whole else []
+        anchors = [] if getattr(row, "skipped_calls", 0) > 0 else read_anchors(path)
         branches = {anchor.branch for anchor in anchors}
         for branch in sorted(branches):
             at = {anchor.step: anchor.keep_ratio for anchor in anchors if anchor.branch == branch}

@@ -285,7 +285,7 @@ def shrinking(evidence: Evidence) -> Finding:
     dropped = {}
     for sample in entry.rows.index:
         path = entry.cell.path / "masks" / f"{sample}.json"
-        anchors = read_anchors(path) if path.is_file() else []
+        anchors = read_anchors(path)
         if len({anchor.step for anchor in anchors}) > 1:
             dropped[sample] = anchors[0].keep_ratio - anchors[-1].keep_ratio
     if not dropped:

@@ -196,7 +196,7 @@ class Mirror:
         classes = wandb.Classes([{"id": i, "name": name} for i, name in KEPT.items()])
         for sample, instruction in rows[["sample", "instruction"]].head(self.pictures).values:
             reference, masks = full.references(sample)[0], None
-            with suppress(FileNotFoundError):
+            with suppress(IndexError):  # no masks
                 anchors = read_anchors(self.cell.path / "masks" / f"{sample}.json")
                 kept = Image.fromarray(anchors[-1].kept[0]).resize(reference.size, NEAREST)
                 data = np.asarray(kept).astype(np.uint8)
@@ -216,7 +216,7 @@ class Mirror:
             full.image(sample),
             files.read_image(self.cell.path / "images" / f"{sample}.png"),
         ]
-        with suppress(FileNotFoundError):
+        with suppress(IndexError):  # no masks
             anchors = read_anchors(self.cell.path / "masks" / f"{sample}.json")
             images += [draw_mask(*pair) for pair in zip(references, anchors[-1].kept, strict=True)]
         return side_by_side(images)
@@ -247,15 +247,12 @@ def kept_curve(cell: Cell) -> list[float]:
     curves = []
     for row in cell.rows:
         curve = [1.0] * steps
-        with suppress(FileNotFoundError):
-            anchors = read_anchors(cell.path / "masks" / f"{row['sample']}.json")
-            ratios = {
-                anchor.step: anchor.keep_ratio for anchor in anchors if anchor.branch == "cond"
-            }
-            now = 1.0
-            for step in range(steps):
-                now = ratios.get(step, now)
-                curve[step] = 1.0 if step in ratios else now
+        anchors = read_anchors(cell.path / "masks" / f"{row['sample']}.json")
+        ratios = {anchor.step: anchor.keep_ratio for anchor in anchors if anchor.branch == "cond"}
+        now = 1.0
+        for step in range(steps):
+            now = ratios.get(step, now)
+            curve[step] = 1.0 if step in ratios else now
         curves.append(curve)
     return [sum(values) / len(values) for values in zip(*curves, strict=True)]
 

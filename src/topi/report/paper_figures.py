@@ -20,6 +20,7 @@ from topi.report.sheet import PAGE, Block, Tile, draw
 from topi.report.suite import SCORES, Run, Suite
 from topi.report.tables import CATEGORIES, COLUMNS, FEW, category_title
 from topi.results.files import read_image
+from topi.results.mend import pictured
 from topi.results.store import FullOutputs, Store
 
 STAGES = 4
@@ -58,16 +59,14 @@ def shown_samples(store: Store, runs: Sequence[Run], per_category: int = 1) -> l
 
 
 def _has(store: Store, run: Run, sample: str) -> bool:
-    full, path = _paths(store, run)
-    references = any((full.path / "references").glob(f"{sample}_*.png"))
-    outputs = (path(sample), full.path / "images" / f"{sample}.png")
-    return references and all(output.is_file() for output in outputs)
+    full, _ = _paths(store, run)
+    return pictured(run.entries[0].cell.path, sample) and full.has(sample)
 
 
 def anchors_of(run: Run, sample: str) -> list[Anchor]:
     """The anchors of a sample, of its first CFG branch; none where no masks were kept."""
     path = run.entries[0].cell.path / "masks" / f"{sample}.json"
-    anchors = read_anchors(path) if path.is_file() else []
+    anchors = read_anchors(path)
     return [anchor for anchor in anchors if anchor.branch == anchors[0].branch]
 
 

@@ -13,6 +13,7 @@ method really keeps; `uncompiled` the share of a compiled model's blocks that ra
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,10 +23,16 @@ from typing import Any
 
 import pandas as pd
 
+from topi.errors import ToPiError
 from topi.results import files
 from topi.results.links import guard, linked
+from topi.results.mend import mend_lines, mend_manifest
+from topi.results.records import BenchManifest, BenchRow
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 2
+AGAIN = "run `topi bench` again, which sets it aside."
 
 
 @dataclass(frozen=True)
@@ -46,14 +53,13 @@ class BenchRun:
         Raises:
             ToPiError: it is damaged or of another schema.
         """
-        return files.read_schema(
-            self.path / "manifest.json", SCHEMA, "benchmark", "run `topi bench` again."
-        )
+        content = files.read_json(self.path / "manifest.json", BenchManifest, AGAIN)
+        return {name: value for name, value in content.items() if name != "schema"}
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The timed pairs, in the order in which they came."""
-        return files.read_lines(self.path / "rows.jsonl")[0]
+        return files.read_lines(self.path / "rows.jsonl", BenchRow)[0]
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -65,9 +71,10 @@ class BenchRun:
         return files.lock(self.path / ".lock")
 
     def start(self, manifest: Mapping[str, Any]) -> None:
-        """Write the manifest, once."""
-        if not (self.path / "manifest.json").is_file():
+        """Write the manifest, once; set aside what is damaged."""
+        if mend_manifest(self.path, BenchManifest) is None:
             self._write({**manifest, "refused": {}})
+        mend_lines(self.path, "rows.jsonl", BenchRow, id)
 
     def refuse(self, label: str, reason: str) -> None:
         """Note in the manifest that a line cannot be measured, and why."""
@@ -88,6 +95,13 @@ def bench_run(store: Path | str, key: str) -> BenchRun:
 
 
 def load_benches(store: Path | str) -> list[BenchRun]:
-    """All benchmarks with rows, by their keys."""
+    """All benchmarks with rows, by their keys; damaged ones are left out."""
     paths = [p.parent for p in sorted(guard(store).glob("bench/*/manifest.json")) if not linked(p)]
-    return [run for path in paths if (run := BenchRun(path)).rows]
+    runs = []
+    for run in map(BenchRun, paths):
+        try:
+            if run.manifest and run.rows:
+                runs.append(run)
+        except ToPiError as error:
+            log.warning("left out: %s", error)
+    return runs

@@ -10,7 +10,7 @@ from typing import Any
 from topi.errors import ToPiError
 from topi.results import files
 from topi.results.links import check_links
-from topi.results.records import Completion, Manifest, Mask, Pair, Row
+from topi.results.records import Completion, Manifest, Masks, Pair, Row
 
 log = logging.getLogger(__name__)
 
@@ -39,15 +39,13 @@ def mend(cell: Path, pictures: Path | None = None) -> dict[str, Any] | None:
     """
     with files.writing(cell):
         clear_up(cell)
-        known = _mend_manifest(cell)
+        known = mend_manifest(cell, Manifest)
         places = [cell, *([pictures] if pictures else [])]
         for name, kind, identity in (
             ("rows.jsonl", Row, partial(_sample, places)),
             ("latency.jsonl", Pair, _pair),
         ):
-            if files.drop_torn_line(cell / name):
-                log.warning("%s: dropped an unfinished last line of %s", cell.name, name)
-            _mend_lines(cell, name, kind, identity)
+            mend_lines(cell, name, kind, identity)
     return known
 
 
@@ -94,9 +92,10 @@ def contents(cell: Path) -> list[Path]:
     return [p for p in cell.glob("*") if p.name != QUARANTINE and not p.name.startswith(".")]
 
 
-def _mend_manifest(cell: Path) -> dict[str, Any] | None:
+def mend_manifest(cell: Path, kind: Any) -> dict[str, Any] | None:
+    """The manifest of a cell, a probe or a benchmark; without one, all it holds is set aside."""
     try:
-        return files.read_json(cell / "manifest.json", Manifest)
+        return files.read_json(cell / "manifest.json", kind)
     except ToPiError as error:
         if held := contents(cell):
             aside = new_quarantine(cell)
@@ -106,9 +105,17 @@ def _mend_manifest(cell: Path) -> dict[str, Any] | None:
     return None
 
 
-def _mend_lines(
+def mend_lines(
     cell: Path, name: str, kind: Any, identity: Callable[[Mapping[str, Any]], Any]
 ) -> None:
+    """Leave only sound lines in a file.
+
+    Args:
+        kind: of the lines.
+        identity: of a record, which counts once; None: it is not sound.
+    """
+    if files.drop_torn_line(cell / name):
+        log.warning("%s: dropped an unfinished last line of %s", cell.name, name)
     records = files.scan_lines(cell / name, kind)[0]
     sound: dict[Any, dict[str, Any]] = {}
     for record in filter(None, records):
@@ -140,7 +147,7 @@ def pictured(cell: Path, sample: str) -> bool:
     if not files.is_sound_image(cell / "images" / f"{sample}.png"):
         return False
     try:
-        return not mask.exists() or bool(files.read_json(mask, Mask))
+        return not mask.exists() or bool(files.read_json(mask, Masks))
     except ToPiError:
         return False
 

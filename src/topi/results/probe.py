@@ -36,10 +36,13 @@ from PIL import Image
 from topi.errors import ToPiError
 from topi.results import files
 from topi.results.links import guard
+from topi.results.mend import mend_lines, mend_manifest
+from topi.results.records import ProbeManifest, ProbeRow
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
+AGAIN = "probe again, which sets it aside."
 ARRAYS = ("mass", "attention", "representative", "influence", "kept")
 ARRAYS += ("rank_attention", "rank_influence")
 ABOUT = ("sample", "category", "task")
@@ -76,8 +79,8 @@ class ProbeRun:
         Raises:
             ToPiError: it is damaged or of another schema.
         """
-        path = self.path / "manifest.json"
-        return files.read_schema(path, SCHEMA, "probe", "delete its folder and probe again.")
+        content = files.read_json(self.path / "manifest.json", ProbeManifest, AGAIN)
+        return {name: value for name, value in content.items() if name != "schema"}
 
     @property
     def rows_file(self) -> Path:
@@ -87,24 +90,40 @@ class ProbeRun:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The finished samples, in the order of the data."""
-        rows = files.read_lines(self.rows_file)[0]
-        for row in rows:
-            files.checked_name(row.get("sample"))  # it names files
+        rows = files.read_lines(self.rows_file, ProbeRow)[0]
         return sorted(rows, key=lambda row: row["index"])
 
     @property
     def complete(self) -> bool:
-        """Are all samples there?"""
-        return len(self.rows) == self.manifest["count"]
+        """Are all samples there with sound arrays? An export has few references."""
+        samples = {row["sample"] for row in self.rows if self._sound(row["sample"])}
+        return len(samples) == self.manifest["count"]
+
+    def _sound(self, sample: str) -> bool:
+        """Whether the arrays of a sample are there, and they and its references sound."""
+        pictures = self._references(sample)
+        arrays = files.is_sound_archive(self._maps_file(sample))
+        return arrays and all(map(files.is_sound_image, pictures))
+
+    def _references(self, sample: str) -> list[Path]:
+        return files.numbered(self.path / "references", sample)
 
     def lock(self) -> AbstractContextManager[bool]:
         """Yields whether this process may write."""
         return files.lock(self.path / ".lock")
 
     def start(self, manifest: Mapping[str, Any]) -> None:
-        """Write the manifest, once."""
-        if not (self.path / "manifest.json").is_file():
+        """Write the manifest, once; set aside what is damaged, and rows without sound arrays."""
+        if mend_manifest(self.path, ProbeManifest) is None:
             files.write_json(self.path / "manifest.json", {"schema": SCHEMA, **manifest})
+        self.__dict__.pop("manifest", None)  # not cached from before
+
+        def identity(row: Mapping[str, Any]) -> str | None:
+            sample = row["sample"]
+            there = len(self._references(sample)) == len(row["grids"])
+            return sample if there and self._sound(sample) else None
+
+        mend_lines(self.path, self.rows_file.name, ProbeRow, identity)
 
     def add(self, sample: str, arrays: Mapping[str, np.ndarray], references: list) -> None:
         """Keep the arrays and reference images of a sample; its row comes after."""
@@ -125,7 +144,7 @@ class ProbeRun:
             with np.load(io.BytesIO(files.read_bytes(path)), allow_pickle=False) as held:
                 arrays = {name: held[name] for name in ARRAYS}
         except Exception as error:  # a torn zip raises whatever its torn part suggests
-            raise ToPiError(f"{path} is damaged: delete its folder and probe again.") from error
+            raise ToPiError(f"{path} is damaged. To repair: {AGAIN}") from error
         return Maps(**{k: a if a.dtype == bool else a.astype("f4") for k, a in arrays.items()})
 
     def references(self, sample: str) -> list[Image.Image]:

@@ -3,7 +3,7 @@
 Fields that are not named here may be there, and are kept, after those that are named.
 """
 
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, ConfigDict, Field, FiniteFloat
 from typing_extensions import TypedDict
@@ -137,6 +137,8 @@ class Failure(_Open):
 
 Side = Annotated[int, Field(ge=1, le=4096)]
 """Tokens along a side of a picture."""
+Grid = Annotated[list[Side], Field(min_length=2, max_length=2)]
+"""Rows and columns of a picture's tokens."""
 
 
 class _Anchor(_Open):
@@ -145,8 +147,95 @@ class _Anchor(_Open):
     kept: list[Count] | None
 
 
-class Mask(_Open):
-    """`masks/<sample>.json` of a cell: the kept tokens at each anchor (None: all)."""
-
-    grids: Annotated[list[tuple[Side, Side]], Field(min_length=1)]
+class _Masks(_Open):
+    grids: Annotated[list[Grid], Field(min_length=1)]
     anchors: list[_Anchor]
+
+
+def _within_grids(masks: _Masks) -> _Masks:
+    tokens = sum(rows * columns for rows, columns in masks["grids"])
+    if any(max(anchor["kept"] or [0]) >= tokens for anchor in masks["anchors"]):
+        raise ValueError("an anchor keeps a token that the grids do not have")
+    return masks
+
+
+Masks = Annotated[_Masks, AfterValidator(_within_grids)]
+"""`masks/<sample>.json` of a cell: rows and columns of each reference's tokens, and the kept tokens
+at each anchor (None: all)."""
+
+
+class ProbeManifest(_Open):
+    """`manifest.json` of a probe."""
+
+    schema: Literal[1]
+    model: str
+    weights: str
+    created: str
+    count: Count
+    stacks: list[Count]
+    layers: list[Count]
+    tau: FiniteFloat
+    source: NotRequired[str]
+    config: NotRequired[CellConfig]
+
+
+class ProbeRow(_Open):
+    """A line of `rows.jsonl` of a probe: one sample."""
+
+    sample: Name
+    index: Count
+    category: str
+    task: str
+    branches: list[str]
+    grids: Annotated[list[Grid], Field(min_length=1)]
+
+
+class _Device(_Open):
+    name: str
+
+
+class BenchManifest(_Open):
+    """`manifest.json` of a benchmark."""
+
+    schema: Literal[2]
+    model: str
+    kind: str
+    source: str
+    weights: str
+    scaled_down: bool
+    dtype: str
+    steps: Count
+    size: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    references: Count
+    compiled: str | None
+    trim_last: bool
+    round_to: Count
+    kernel: str
+    device: _Device
+    lines: list[str]
+    refused: dict[str, str]
+
+
+class _Layout(_Open):
+    n_text: Count
+    target_grid: Grid
+    reference_grids: list[Grid]
+
+
+class BenchRow(_Open):
+    """A line of `rows.jsonl` of a benchmark: one timed pair of runs."""
+
+    label: str
+    method: str
+    keep: Score | None
+    total_full: Seconds
+    total_method: Seconds
+    transformer_full: Seconds
+    transformer_method: Seconds
+    flops_full: Score
+    flops_method: Score
+    calls: Count
+    layout: _Layout
+    uncompiled: Score | None
+    peak_bytes_transformer_full: Score | None
+    peak_bytes_transformer_method: Score | None

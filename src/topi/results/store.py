@@ -393,23 +393,24 @@ class FullOutputs:
 
     def image(self, sample: str) -> Image.Image | None:
         """The output, or None if it is not there yet."""
-        path = self._image(sample)
+        path = self.image_file(sample)
         return files.read_image(path) if os.path.lexists(path) else None
 
     def has(self, sample: str) -> bool:
         """Whether the output and the references of a sample are there and sound."""
         references = self.reference_files(sample)
         return bool(references) and all(
-            map(files.is_sound_image, [self._image(sample), *references])
+            map(files.is_sound_image, [self.image_file(sample), *references])
         )
 
     def set_aside(self, sample: str) -> None:
         """Take a damaged output out of the way."""
-        path = self._image(sample)
+        path = self.image_file(sample)
         check_links(path.parent)
         path.replace(path.with_suffix(".damaged"))
 
-    def _image(self, sample: str) -> Path:
+    def image_file(self, sample: str) -> Path:
+        """Where the output of a sample is, or will be."""
         return self.path / "images" / f"{files.checked_name(sample)}.png"
 
     def references(self, sample: str) -> list[Image.Image]:
