@@ -74,6 +74,22 @@ def with_ip_adapter(tiny):
     return build
 
 
+@pytest.fixture(scope="session")
+def recorded():
+    """`recorded(pipe, arguments)` -> the keyword arguments of a pipeline's transformer calls."""
+
+    def record(pipe, arguments):
+        calls = []
+        hook = pipe.transformer.register_forward_pre_hook(
+            lambda module, args, kwargs: calls.append(dict(kwargs)), with_kwargs=True
+        )
+        pipe(**arguments)
+        hook.remove()
+        return calls
+
+    return record
+
+
 @pytest.fixture
 def edits(monkeypatch):
     """The ids of the samples that tiny editors edit from here on."""

@@ -146,9 +146,9 @@ class TestState:
             ]
         assert method.cache._memory == {}
 
-    def test_the_number_of_steps_is_known(self, tiny, kind, arguments):
+    def test_the_number_of_steps_is_known(self, tiny, recorded, kind, arguments):
         pipe, call = tiny(kind)
-        told = []
+        told, kwargs = [], recorded(pipe, call(steps=1, **arguments))[0]
 
         class Steps(Method):
             def begin(self, call):
@@ -159,9 +159,10 @@ class TestState:
                 pipe(**call(steps=steps, **arguments))
             assert set(told) == {(step, steps) for step in range(steps)}
             told.clear()
-        with Steps()(pipe.transformer):
+        with Steps()(pipe.transformer), torch.no_grad():
             pipe(**call(steps=1, **arguments))
-        assert set(told) == {(0, None)}
+            pipe.transformer(**kwargs)
+        assert set(told[:-1]) == {(0, 1)} and told[-1] == (0, None)
 
 
 def test_the_number_of_steps_in_low_precision(tiny):
@@ -171,11 +172,12 @@ def test_the_number_of_steps_in_low_precision(tiny):
     assert [r.step for r in method.trace if not r.skipped] == [0, 27]
 
 
-def test_a_transformer_alone_does_not_tell_the_last_step(flux):
+def test_a_transformer_alone_does_not_tell_the_last_step(flux, recorded):
     pipe, call = flux
+    kwargs = recorded(pipe, call(steps=1))[0]
     for method in (TeaCache(**LINE), MagCache(ratios=(1.0,))):
         with method(pipe.transformer), pytest.raises(ToPiError, match="attach it to the pipeline"):
-            pipe(**call(steps=1))
+            pipe.transformer(**kwargs)
 
 
 def test_no_reference_passes_through(flux):

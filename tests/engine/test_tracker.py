@@ -93,14 +93,14 @@ class Unread:
 
 
 class TestObjectsAlone:
-    """Where the scheduler's timesteps and the positions are known, no timestep is read."""
+    """Where a pipeline's schedule and positions are known, no timestep is read."""
 
     def start(self, named):
-        tracker, schedule, positions = StepTracker(), object(), object()
+        tracker, schedule, positions, caller = StepTracker(), object(), object(), object()
 
         def see(branch, latents, timestep):
             return tracker.observe(
-                branch if named else None, timestep, latents, positions, 0, schedule
+                branch if named else None, timestep, latents, positions, 0, schedule, caller
             )
 
         first = torch.zeros(1)

@@ -196,11 +196,11 @@ def test_one_token_is_always_computed(flux):
     assert method.trace[1].computed == 1
 
 
-def test_what_is_refused(flux, qwen_plus):
+def test_what_is_refused(flux, qwen_plus, recorded):
     pipe, call = flux
-    alone = RegionE(**EARLY)(pipe.transformer)
+    kwargs, alone = recorded(pipe, call(steps=1))[0], RegionE(**EARLY)(pipe.transformer)
     with pytest.raises(ToPiError, match="attach it to the pipeline"), alone:
-        pipe(**call(steps=3))
+        pipe.transformer(**kwargs)
     pipe, call = qwen_plus
     wide = [random_image((160, 96), 4)]
     with pytest.raises(ToPiError, match="give the reference the size"), RegionE(**EARLY)(pipe):

@@ -352,10 +352,11 @@ def test_what_is_refused(params, message):
         SDTM(**params)
 
 
-def test_it_must_know_the_number_of_steps(flux):
+def test_it_must_know_the_number_of_steps(flux, recorded):
     pipe, call = flux
+    kwargs = recorded(pipe, call(steps=1))[0]
     with SDTM()(pipe.transformer), pytest.raises(ToPiError, match="attach it to the pipeline"):
-        pipe(**call(steps=2))
+        pipe.transformer(**kwargs)
 
 
 # --- pipelines -----------------------------------------------------------------------------------

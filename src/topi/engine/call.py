@@ -113,7 +113,8 @@ class Call:
     """The transformer call in progress. Methods write `anchor` and times into `record`.
 
     Args:
-        n_steps: how many denoising steps the pipeline call has; None where no pipeline tells it.
+        n_steps: how many denoising steps the pipeline call has, by the scheduler of the pipeline
+            that runs; None in a loop of one's own with the method attached to the transformer.
         latents: [B, N, C] of target and references, as the transformer got them.
         timestep: in [0, 1], 1 is noise.
         alone: the reference tokens are run on their own (see `Method.runs_alone`); what attends and

@@ -4,11 +4,12 @@ import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import cache
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import BaseState, StateManager
+from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
 from torch import Tensor, nn
 
 from topi.engine.compiling import eager_forward
@@ -77,6 +78,28 @@ def keywords(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
+class BranchNames(StateManager):
+    """Where `cache_context` leaves the name of the CFG branch; each thread has its own."""
+
+    def __init__(self) -> None:
+        super().__init__(BaseState)
+        self._of_thread: dict[int, str] = {}
+
+    def set_context(self, context: CacheContext | None) -> None:
+        """Note or, with None, drop the name."""
+        self.reset()
+        if context is not None:
+            self._of_thread[get_ident()] = context.name
+
+    def current(self) -> str | None:
+        """The name; None: the pipeline names no branches."""
+        return self._of_thread.get(get_ident())
+
+    def reset(self) -> None:
+        """Drop the name."""
+        self._of_thread.pop(get_ident(), None)
+
+
 class RootHook(ModelHook):
     """On the transformer: surrounds each call; diffusers resets it when a pipeline call ends."""
 
@@ -85,27 +108,21 @@ class RootHook(ModelHook):
     def __init__(self, session: "Session") -> None:
         super().__init__()
         self.session = session
-        self.state_manager = StateManager(BaseState)  # where `cache_context` leaves the branch name
+        self.branches = BranchNames()
 
     @torch.compiler.disable(recursive=False)  # traced, it would see the first step for ever
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the transformer inside `Session.transformer_call`."""
         kwargs = keywords(module, args, kwargs)
-        with self.session.transformer_call(kwargs, self._branch()):
+        with self.session.transformer_call(kwargs, self.branches.current()):
             forward = self.fn_ref.original_forward
             self.session.run_references_alone(kwargs, forward)
             return self.session.completed(forward(**kwargs))
 
-    def _branch(self) -> str | None:
-        try:
-            return self.state_manager.context.name
-        except ValueError:  # the pipeline names no branches
-            return None
-
     def reset_state(self, module: nn.Module) -> nn.Module:
         """Forget the pipeline call."""
-        self.session.reset()
-        self.state_manager.reset()
+        self.session.pipeline_call_ended()
+        self.branches.reset()
         return module
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from threading import Lock
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from topi.engine.attention import OwnAttention, is_stock, known, weigh_text
 from topi.engine.call import BlockInput, Call, CallRecord, Merge
+from topi.engine.caller import PipelineCall, current_pipeline_call
 from topi.engine.compiling import refuse_frozen_hooks
 from topi.engine.hooks import (
     BlockHook,
@@ -134,6 +136,7 @@ class Session:
         self.pipeline = pipeline
         self.trim_last = trim_last and not method.merges
         self.tracker = StepTracker()
+        self._taken = Lock()  # by the transformer call in progress
         self._n_steps: int | None = None
         self._forget_kept()
         self._clear_call()
@@ -218,19 +221,61 @@ class Session:
         self._forget_kept()
         self._clear_call()
 
+    def pipeline_call_ended(self) -> None:
+        """Forget the pipeline call, unless it is another one that has ended."""
+        caller = self.tracker.caller
+        if caller is None or caller.is_same(current_pipeline_call()) or not caller.is_running():
+            self.reset()
+
+    @contextmanager
+    def _alone(self) -> Iterator[PipelineCall | None]:
+        """Keep other calls out of one transformer call; yields the pipeline call it is part of.
+
+        Raises:
+            ToPiError: another transformer call runs, or another pipeline call has not ended.
+        """
+        overlap = ToPiError(
+            f"Two calls at once run through one {type(self.adapter.transformer).__name__} with "
+            f"{self.method.name} attached, in two threads or one inside the other. Let one end "
+            "before the next begins, or give each a transformer of its own."
+        )
+        if not self._taken.acquire(blocking=False):
+            raise overlap
+        try:
+            caller, before = current_pipeline_call(), self.tracker.caller
+            if before is not None and before.is_same(caller):
+                caller = before
+            elif before is not None and before.is_running():
+                raise overlap
+            yield caller
+        finally:
+            self._taken.release()
+
     @contextmanager
     def transformer_call(self, kwargs: Mapping[str, Any], context: str | None) -> Iterator[None]:
         """Surround one forward of the transformer."""
+        with self._alone() as caller, self._placed(kwargs, context, caller):
+            yield
+
+    @contextmanager
+    def _placed(
+        self, kwargs: Mapping[str, Any], context: str | None, caller: PipelineCall | None
+    ) -> Iterator[None]:
+        """Surround one forward of the transformer, of which `caller` is the pipeline call."""
         refuse_frozen_hooks(self.adapter, self.pipeline, attached=True)
         layout = self.adapter.layout(kwargs)
         states = kwargs["hidden_states"]
-        scheduler = getattr(self.pipeline, "scheduler", None)
-        schedule = getattr(scheduler, "timesteps", None)
-        positions = self.adapter.positions(kwargs)
-        signature = (layout.target_grid, layout.reference_grids, len(states))
+        scheduler = getattr(caller.pipeline if caller else self.pipeline, "scheduler", None)
         timestep = kwargs["timestep"].flatten()[0]
         begins, step, branch = self.tracker.observe(
-            context, timestep, states, positions, signature, schedule
+            context,
+            timestep,
+            states,
+            self.adapter.positions(kwargs),
+            (layout.target_grid, layout.reference_grids, len(states), states.dtype, states.device),
+            getattr(scheduler, "timesteps", None),
+            caller,
+            states[:, layout.n_target :],
         )
         if begins:
             self.method.reset()

@@ -1,9 +1,14 @@
 """Which pipeline call, denoising step and CFG branch a transformer call belongs to."""
 
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from topi.engine.caller import PipelineCall
+from topi.models.adapter import version
 
 BRANCHES = ("cond", "uncond")
 
@@ -23,20 +28,27 @@ def steps_left(scheduler: Any, timestep: float) -> int | None:
 class StepTracker:
     """Follows a denoising loop from inside its transformer.
 
+    A call of a diffusers pipeline is known by its frame on the stack. A loop of one's own is taken
+    for a new one where anything shows that it cannot go on with the old one: its shapes, its
+    references, a timestep that does not fall, or positions that are new together with the schedule
+    or the thread.
+
     A pipeline that names its branches (`cache_context`, as Qwen does) is believed. Others (Flux
     Kontext) hand the same latents tensor to every branch of a step, so a call with the very tensor
-    of the previous call, not written to since, is the step's next branch. Timesteps fall within a
-    pipeline call; one that does not begins another. As reading a timestep waits for the device,
-    none is read where the objects alone place a call.
+    of the previous call, not written to since, is the step's next branch. As reading a timestep
+    waits for the device, none is read where the objects that a pipeline made place a call.
     """
 
     step: int = -1
+    caller: PipelineCall | None = None
     _first: float | None = None  # timestep of step 0
     _timestep: float | Tensor | None = None
     _latents: Tensor | None = None  # held, so that its identity cannot be reused
     _version: int | None = None  # of the latents
+    _references: Tensor | None = None  # of step 0, in a loop of one's own
     _positions: dict[str | None, Any] = field(default_factory=dict)  # of each branch with a name
     _schedule: Any = None
+    _thread: int | None = None
     _signature: Any = None
     _seen: list[str] = field(default_factory=list)  # branches of this step so far
 
@@ -48,6 +60,8 @@ class StepTracker:
         positions: Any,
         signature: Any,
         schedule: Any = None,
+        caller: PipelineCall | None = None,
+        references: Tensor | None = None,
     ) -> tuple[bool, int, str]:
         """Place the next transformer call.
 
@@ -60,36 +74,35 @@ class StepTracker:
             signature: anything that stays equal within a pipeline call.
             schedule: the scheduler's timesteps, made anew by each pipeline call; None: nobody has
                 told, so the timesteps themselves must.
+            caller: the pipeline call; None in a loop of one's own.
+            references: [B, N, C] of the references among the latents, if any.
 
         Returns:
             (this call begins a new pipeline call, step, branch).
         """
-        version, begins = _version(latents), False
-        known = (
-            schedule is not None
-            and schedule is self._schedule
-            and positions is self._positions.get(context)
-            and signature == self._signature
-        )
-        if known and context is not None:
+        known = positions is self._positions.get(context)
+        if self._is_another(known, signature, schedule, caller):
+            self.reset()
+            known = False
+        told = known and caller is not None and schedule is not None and schedule is self._schedule
+        current, begins = version(latents), False
+        if told and context is not None:
             same_step = context not in self._seen
-        elif known and latents is not self._latents:
+        elif told and latents is not self._latents:
             same_step = False
-        elif known and version is not None and version == self._version:
+        elif told and current is not None and current == self._version:
             same_step = True
         else:
             timestep = float(timestep)
             self._timestep = None if self._timestep is None else float(self._timestep)
-            if context is None:
-                same_step = latents is self._latents and timestep == self._timestep
-            else:
-                same_step = context not in self._seen and timestep == self._timestep
-            same_step = same_step and signature == self._signature
-            known = positions is self._positions.get(context)
-            begins = not same_step and self._begins(timestep, known, signature)
+            next_branch = latents is self._latents if context is None else context not in self._seen
+            same_step = next_branch and timestep == self._timestep
+            begins = not same_step and self._begins(timestep, known, references)
         if begins:
             self.reset()
             self._first = timestep
+            if caller is None and references is not None:  # the loop may write to its own
+                self._references = references.clone()
         if not same_step:
             self.step += 1
             self._seen = []
@@ -97,24 +110,31 @@ class StepTracker:
             BRANCHES[len(self._seen)] if len(self._seen) < 2 else f"branch{len(self._seen)}"
         )
         self._seen.append(branch)
+        self.caller, self._thread = caller, get_ident()
         self._timestep, self._schedule = timestep, schedule
-        self._latents, self._version = latents, version
+        self._latents, self._version = latents, current
         self._positions[context], self._signature = positions, signature
         return begins, self.step, branch
 
-    def _begins(self, timestep: float, known: bool, signature: Any) -> bool:
-        """Is a call that opens a step also the first of a pipeline call?"""
-        if self._timestep is None or signature != self._signature or timestep > self._timestep:
+    def _is_another(
+        self, known: bool, signature: Any, schedule: Any, caller: PipelineCall | None
+    ) -> bool:
+        """Do the objects alone show that this is not the pipeline call of the call before?"""
+        if caller is not self.caller or signature != self._signature:
             return True
-        # The previous pipeline call ended after its first step (an exception). Low precision can
-        # also round the first timesteps to one value; then the positions are still the same object.
-        return timestep == self._first and not known
+        elsewhere = schedule is not self._schedule or get_ident() != self._thread
+        return elsewhere and not known and caller is None
+
+    def _begins(self, timestep: float, known: bool, references: Tensor | None) -> bool:
+        """Is a call that opens a step also the first of a pipeline call?"""
+        if self._timestep is None or timestep > self._timestep:
+            return True
+        # The previous loop ended after its first step (an exception). Low precision can also round
+        # the first timesteps to one value; then the positions are still the same object.
+        if timestep == self._first and not known:
+            return True
+        return self._references is not None and not torch.equal(self._references, references)
 
     def reset(self) -> None:
         """Forget the pipeline call."""
         self.__init__()
-
-
-def _version(tensor: Tensor) -> int | None:
-    """How often it has been written to; None: torch does not count."""
-    return None if tensor.is_inference() else tensor._version

@@ -281,6 +281,11 @@ def is_compiled_whole(transformer: nn.Module) -> bool:
     return "_orig_mod" in getattr(transformer, "_modules", {})
 
 
+def version(tensor: Tensor) -> int | None:
+    """How often the tensor has been written to; None: torch does not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
 def with_text_rows(rows: Tensor, n_text: int) -> Tensor:
     """Rows of `[text | image]`: all text, and the image-stream `rows` [..., n] behind it."""
     text = torch.arange(n_text, device=rows.device).expand(*rows.shape[:-1], -1)
