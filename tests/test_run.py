@@ -216,6 +216,45 @@ def test_a_corrupt_image_is_named_and_nothing_is_computed(run, tmp_path, edits):
     assert code == 0
 
 
+def own_edits(folder, *sizes, ids=None):
+    folder.mkdir()
+    lines = []
+    for number, size in enumerate(sizes):
+        Image.effect_noise(size, 40).save(folder / f"{number}.png")
+        lines.append({"image": f"{number}.png", "instruction": "x", "id": str(number)})
+        lines[-1] |= {"id": ids[number]} if ids else {}
+    (folder / "edits.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return (*SMOKE, "data=folder", "data.count=null", f"data.path={folder}")
+
+
+def test_a_picture_that_the_model_refuses_is_named_and_nothing_is_computed(run, tmp_path, edits):
+    code, _, error = run(*own_edits(tmp_path / "edits", (64, 64), (4000, 30)))
+    assert code == 1 and not edits
+    assert "sample edits-1 has a reference" in told(error) and "4000 x 30" in told(error)
+
+
+def test_names_that_differ_in_case_only_are_refused_where_case_does_not_count(run, tmp_path, edits):
+    overrides = own_edits(tmp_path / "edits", (64, 64), (64, 64), ids=["cat", "Cat"])
+    (tmp_path / "results" / "CELLS").mkdir(parents=True)  # as if "cells" were found so
+    code, _, error = run(*overrides)
+    assert code == 1 and not edits
+    assert "edits-cat and edits-Cat are one file" in told(error)
+    (tmp_path / "results" / "CELLS").rmdir()
+    assert run(*overrides)[0] == 0
+
+
+def test_a_complete_cell_reads_no_picture(run, tmp_path, monkeypatch):
+    overrides = own_edits(tmp_path / "edits", (64, 64), (64, 64))
+    assert run(*overrides)[0] == 0
+
+    def decode(content):
+        raise AssertionError("read")
+
+    monkeypatch.setattr("topi.data.folder.read_rgb", decode)
+    assert run(*overrides)[0] == 0
+    assert run(*overrides, "shard=0/2")[0] == 0
+
+
 def test_a_cell_that_raises_is_marked_and_the_others_run(run, monkeypatch):
     from topi.methods.toma import ToMA
 

@@ -15,6 +15,7 @@ SOURCE = ROOT / "src" / "topi"
 FLOW = [
     "errors",
     "escape",
+    "names",
     "pictures",
     "config",
     "data",
@@ -26,7 +27,10 @@ FLOW = [
     "report",
 ]
 # These must start without torch, on a laptop that only reads a store.
-LIGHT = {"results": {"errors"}, "report": {"errors", "escape", "pictures", "results"}}
+LIGHT = {
+    "results": {"errors", "names"},
+    "report": {"errors", "escape", "names", "pictures", "results"},
+}
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "lightning", "lpips", "torchmetrics"}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from topi.config import Config, ConfigError, DataConfig, LayersConfig
-from topi.data import AnyEdit, Dataset, EditFolder, EditSample, MiniEdit, MiniEditPlus
+from topi.data import AnyEdit, Dataset, EditFolder, EditSample, MiniEdit, MiniEditPlus, ids_of
 from topi.errors import ToPiError
 from topi.evaluation.cell import Bench, full_output, run_latency, run_quality
 from topi.evaluation.layer_choice import choose_layers
@@ -23,6 +23,7 @@ from topi.gpu import claim_gpu, share
 from topi.methods import CACHES, METHODS, Method, TemporalCache, make_cache, make_method
 from topi.models import ModelFacts, adapter_for
 from topi.models.editor import Editor, ModelConfig, load_editor
+from topi.names import same_file
 from topi.report.mirror import Mirror
 from topi.results import Cell, FullOutputs, Store
 from topi.results.cache_fit import read_cache_fit
@@ -106,7 +107,7 @@ class Work:
     @cached_property
     def samples(self) -> list[str]:
         """The ids of its samples."""
-        return [self.data[i].id for i in range(len(self.data))]
+        return ids_of(self.data)
 
     @property
     def full(self) -> FullOutputs:
@@ -138,8 +139,13 @@ class Work:
         return [f"{len(names)} {what}, as {names[0]}" for what, names in found.items() if names]
 
     def begin(self, cell: Cell) -> Bench:
-        """Write what must be there before the first row."""
+        """Write what must be there before the first row.
+
+        Raises:
+            ToPiError: the file system would take two samples for one.
+        """
         cell.start(self.manifest, self.mixed, self.cell.path)
+        _check_case(self.store.root, self.samples)
         bench = bench_of(self.config, self.editor, self.data, self.manifest)
         bench.full.start(self.manifest["full"])
         return bench
@@ -180,6 +186,15 @@ class Work:
         samples, repeats = self.config.latency.samples, self.config.latency.repeats
         run_quality(bench, self.method, cell, self.label, report, quality)
         run_latency(bench, self.method, cell, self.label, samples, repeats, timed)
+
+
+def _check_case(store: Path, ids: Sequence[str]) -> None:
+    """Refuse ids that differ in case only, in a store where case does not tell files apart."""
+    if (twins := same_file(ids)) and (store / "CELLS").is_dir():  # which is "cells", then
+        raise ToPiError(
+            f"The samples {twins[0]} and {twins[1]} are one file in {store}: rename one, or name "
+            "a folder on a file system that tells upper from lower case with store=PATH."
+        )
 
 
 def _until_whole(work: Work, attempt: Callable[[], list[str]]) -> None:
@@ -286,6 +301,9 @@ def prepare(
     editor = open_editor(config)
     method = build_method(config, adapter_for(editor.pipe).facts, editor)
     data = load_data(config.data)
+    if isinstance(data, EditFolder):  # before hours are spent on the samples before it
+        for index, name in enumerate(data.ids):
+            editor.check_sizes(name, data.sizes(index))
     return editor, method, data, describe(config, editor, method, data, label_of(config, method))
 
 
@@ -471,7 +489,7 @@ def describe(
         "full": full_key,
         "method": method.name,
         "params": method.params,
-        "samples": [data[i].id for i in range(len(data))],
+        "samples": data.ids,
         "lpips": config.lpips,
     }
     trimmed = {"trim_last": True} if trims(config, method) else {}
@@ -489,7 +507,7 @@ def describe(
         "steps": editor.steps,
         "count": len(data),
         "weights": editor.fingerprint(),
-        "data": data.fingerprint(),
+        "data": full["data"],
         **provenance(
             editor.device_name,
             torch.get_num_threads(),

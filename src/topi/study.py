@@ -104,7 +104,7 @@ class Study:
         origin = origin_of(self.editor, self.config.seed)
         content = {
             "full": self.full,
-            "samples": [self.data[i].id for i in range(len(self.data))],
+            "samples": self.data.ids,
             "code": [origin.get("code"), origin["versions"]],
             **more,
         }

@@ -14,6 +14,7 @@ from topi.compose import composed
 from topi.config import ConfigError, check_choice, read_config
 from topi.errors import ToPiError
 from topi.escape import csv
+from topi.names import file_name
 from topi.report.figures import save
 from topi.report.pareto import on_front, pareto, pareto_points, speed_of
 from topi.report.suite import best_suites, suites
@@ -120,7 +121,7 @@ def tune(
     curve = curve[(curve["category"] == "all") & curve["label"].isin(cells)]
     speed = speed_of(curve).name
     curve = curve.assign(front=on_front(curve[speed], curve["psnr"])).sort_values(speed)
-    table, figure = store.root / f"{suite.model}.csv", pareto(store, [suite])
+    table, figure = store.root / f"{file_name(suite.model)}.csv", pareto(store, [suite])
     write_text(table, csv(curve))
     drawn = save(figure, store.root / "figures", suite.model) if figure else None
     label = choose(curve, speed, min_psnr, min_speed)

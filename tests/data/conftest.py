@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 
-def png(seed: int, size=(24, 16), format="PNG") -> bytes:
-    """An encoded image of (width, height) that no other seed gives."""
-    pixels = np.random.default_rng(seed).integers(0, 255, (*size[::-1], 3), np.uint8)
+def png(seed: int, size=(72, 64), format="PNG", block=4) -> bytes:
+    """An encoded image of (width, height), in blocks of one colour, that no other seed gives."""
+    blocks = np.random.default_rng(seed).integers(0, 255, (*np.array(size[::-1]) // block, 3))
+    pixels = blocks.astype(np.uint8).repeat(block, 0).repeat(block, 1)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format)
     return buffer.getvalue()

@@ -12,6 +12,7 @@ from PIL import Image
 from topi.data import CATEGORIES, VISUAL, AnyEdit, anyedit_source
 from topi.data.anyedit_types import CATEGORY, edit_type
 from topi.errors import ToPiError
+from topi.names import checked_name
 
 TEXT_TYPES = [name for name, category in CATEGORY.items() if category != VISUAL]
 VISUAL_TYPES = [name for name, category in CATEGORY.items() if category == VISUAL]
@@ -66,7 +67,7 @@ def test_reads_the_folders_of_anyedit_test(test_folder, tmp_path, encoded):
     assert first.instruction == "add number 0"
     assert first.id == "anyedit-add-000"
     (image,) = first.references
-    assert image.size == (24, 16) and image.mode == "RGB"
+    assert image.size == (72, 64) and image.mode == "RGB"
     with Image.open(root / "anybench/add/000.png") as expected:
         assert np.array_equal(image, expected)
     # Neither the edited image nor its shape (32 x 24) is taken for the target.
@@ -240,10 +241,11 @@ def test_broken_rows_are_left_out_with_count_and_reason(parquet, tmp_path, encod
     rows[2]["image_file"] = b"hello"
     rows[3]["edit_instruction"] = ""
     rows[4] = rows[5] | {"image_id": "add_0004"}
+    rows[6]["image_file"] = encoded(6, (72, 60))
     file = parquet("train-00000-of-00001.parquet", rows)
     with caplog.at_level(logging.WARNING):
         data = load(file.parent, tmp_path, calibration=0)
-    assert sorted(ids(data)) == [f"anyedit-add-add_000{n}" for n in (4, 6, 7)]
+    assert sorted(ids(data)) == [f"anyedit-add-add_000{n}" for n in (4, 7)]
     reasons = Counter(row["reason"].split(":")[0] for row in data.skipped)
     assert reasons == {
         "missing image": 1,
@@ -251,6 +253,7 @@ def test_broken_rows_are_left_out_with_count_and_reason(parquet, tmp_path, encod
         "not an image": 1,
         "no instruction": 1,
         "the same edit occurs twice": 1,
+        "72 x 60 pixels": 1,  # FLUX.2 takes no side below 64
         "unknown edit type 'sharpen'": 2,
     }
     assert "2 left out, unknown edit type 'sharpen': sharpen-sharpen_0000" in caplog.text
@@ -269,6 +272,39 @@ def test_one_image_may_have_several_edits(parquet, tmp_path, encoded):
     rows[2]["image_id"] = "add_0000-2"  # as the second edit was called
     data = load(parquet("other.parquet", rows), tmp_path, calibration=0)
     assert ids(data) == [f"anyedit-add-add_0000{n}" for n in ("", "-2", "-2-2")]
+
+
+def test_different_images_have_different_ids(parquet, tmp_path, encoded):
+    names = ["1_2", "1/2", "1 2", "1__2", "x" * 300, "x" * 301, "\u0301", "é"]
+    rows = rows_of("add", range(8), encoded)
+    rows = [row | {"image_id": name} for row, name in zip(rows, names, strict=True)]
+    data = load(parquet("train.parquet", rows).parent, tmp_path, calibration=0)
+    assert len({checked_name(name) for name in ids(data)}) == 8 == len(data)
+    assert {f"anyedit-add-{name}" for name in ("1_2", "1__2", "é")} < set(ids(data))
+    assert sum("@" in name for name in ids(data)) == 5
+    for file in data.folder.glob("images/*"):
+        file.unlink()
+    assert len(load(parquet("train.parquet", rows).parent, tmp_path, calibration=0).ids) == 8
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(test_folder, tmp_path):
+    root = test_folder({"add": 2})
+    file = root / "anybench/add/edit_result.json"
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert len(load(root, tmp_path, calibration=0)) == 2
+
+
+def test_half_a_character_in_an_instruction_is_left_out(test_folder, tmp_path):
+    def change(kind, number, row):
+        return row | {1: {"edit": "\ud800"}, 3: {"image_file": "\ud800.png"}}.get(number, {})
+
+    data = load(test_folder({"add": 4}, change=change), tmp_path, calibration=0)
+    assert ids(data) == ["anyedit-add-000", "anyedit-add-002"]
+    reasons = {row["id"]: row["reason"] for row in data.skipped}
+    assert reasons == {
+        "add-001": "its instruction is no valid Unicode",
+        r"add-\ud800": "missing image",
+    }
 
 
 @pytest.mark.parametrize("name", [["a.png"], {"a": 1}, 7, "x" * 5000, "a\0b", "."])
@@ -408,7 +444,7 @@ def test_edited_images_are_read_only_on_request(test_folder):
 def test_pictures_outside_the_folder_are_refused_unless_allowed(test_folder, tmp_path, name):
     root = test_folder({"add": 4})
     out = root.parent / "out.png"
-    Image.new("RGB", (32, 32), "blue").save(out)
+    Image.new("RGB", (64, 64), "blue").save(out)
     (root / "anybench" / "add" / "link.png").symlink_to(out)
     listed = root / "anybench" / "add" / "edit_result.json"
     rows = json.loads(listed.read_text())

@@ -97,6 +97,17 @@ def test_own_edits(tmp_path, encoded, capsys):
     assert cli.main(["data", "check", str(tmp_path)]) == 0
 
 
+def test_a_size_that_a_pipeline_refuses_is_named(tmp_path, parquet, encoded, capsys):
+    (tmp_path / "a.png").write_bytes(encoded(1, (1000, 100)))
+    (tmp_path / "edits.csv").write_text("image,instruction,edited\na.png,x,a.png\n")
+    assert cli.main(["data", "check", str(tmp_path)]) == 1
+    assert "broken: 00001: FLUX.2 refuses 1000 x 100 pixels" in capsys.readouterr().out
+    rows = [row(0, encoded, image_file=encoded(0, (48, 48))), row(1, encoded)]
+    rows[1]["edited_file"] = encoded(0, (48, 48))  # which no pipeline gets
+    found = check(parquet("add.parquet", rows))
+    assert [where for where, _ in found.broken] == ["add-0"]
+
+
 def test_nothing_there(tmp_path, capsys):
     assert cli.main(["data", "check", str(tmp_path / "x")]) == 1
     assert "there is no folder" in capsys.readouterr().err
@@ -116,7 +127,7 @@ def test_a_file_of_one_type_is_not_called_all_of_it(parquet, encoded, capsys):
 
 
 def test_all_images_are_decoded_on_request(parquet, encoded):
-    whole = encoded(0, (200, 200))
+    whole = encoded(0, (200, 200), block=1)
     torn = whole[:2000] + bytes(500) + whole[2500:]  # begins and ends as it should
     file = parquet("add.parquet", [row(0, encoded, image_file=torn)])
     assert not check(file).broken

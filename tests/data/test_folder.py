@@ -1,12 +1,16 @@
 """A folder of the user's own edits; what is wrong with it is said in one sentence."""
 
 import json
+import random
+from collections import Counter
 
 import pytest
 from PIL import Image
 
 from topi.data import EditFolder
+from topi.data import folder as data_folder
 from topi.errors import ToPiError
+from topi.names import checked_name
 
 
 def write(path, *entries, raw=None):
@@ -88,6 +92,15 @@ def test_fingerprint_follows_the_pixels(folder):
         ('{"image": "a.png", "instruction": "x", "id": "a/b"}', "do as a file name"),
         ('{"image": "a.png", "instruction": "x", "id": "1"}\n' * 2, '"id" 1 occurs twice'),
         ("", "holds no sample"),
+        ('{"image": "a.png", "instruction": "x", "image": "b.png"}', "line 1 has 'image' twice"),
+        ("[" * 100_000, "line 1 cannot be read"),
+        ('{"image": "a.png", "instruction": "x", "id": %s}' % ("9" * 5000), "cannot be read"),
+        ('\n{"image": "a.png", "instruction": "x", "id": "%s"}' % ("é" * 110), "line 2: the id"),
+        ('{"image": "a.png", "instruction": "x", "id": "%s"}' % ("e" * 300), "line 1: the id"),
+        (r'{"image": "a.png", "instruction": "\ud800"}', "line 1: .* no valid Unicode"),
+        (r'{"image": "a\ud800.png", "instruction": "x"}', "line 1: .* no valid Unicode"),
+        (r'{"image": "a\u0000.png", "instruction": "x"}', "line 1: .* no name of a file"),
+        ('{"image": "%s.png", "instruction": "x"}' % ("é" * 130), "line 1: .* too long for one"),
     ],
 )
 def test_bad_lists_are_refused(folder, raw, words):
@@ -103,6 +116,10 @@ def test_bad_lists_are_refused(folder, raw, words):
         (["picture,instruction", "a.png,x"], "has 'picture'; known are"),
         (["image,instruction", 'a.png,"x'], "is no CSV"),
         (["image,instruction"], "holds no sample"),
+        (["", "image,instruction,Image "], "line 2 has 'image' twice"),
+        (["image,instruction", 'a.png,"x', 'y"', "", 'a.png,"x', 'y",b'], "line 5 has more cells"),
+        (["image,instruction", "a.png,x", 'a.png,"x'], "line 3 is no CSV"),
+        (["image,instruction,id", "a.png,x,1", "a.png,x,1"], 'line 3: the "id" 1 occurs twice'),
     ],
 )
 def test_bad_tables_are_refused(folder, lines, words):
@@ -179,3 +196,89 @@ def test_pictures_outside_the_folder_are_refused_unless_allowed(tmp_path, name, 
         assert shown.getpixel((0, 0)) == (0, 0, 255)
     write(folder, {"image": "own.png", "instruction": "x", "edited": "sub/../a.png"})
     assert EditFolder(folder)[0].references[0].size == (16, 16)
+
+
+def test_a_line_ends_at_a_line_feed_only(folder):
+    text = "one\u2028two\u2029three\x85four"
+    raw = json.dumps({"image": "a.png", "instruction": text}, ensure_ascii=False)
+    assert EditFolder(write(folder, raw=f"{raw}\r\n{raw}"))[1].instruction == text
+    (folder / "edits.jsonl").unlink()
+    assert (
+        EditFolder(write_csv(folder, "image,instruction", f"a.png,{text}"))[0].instruction == text
+    )
+
+
+def test_null_and_empty_columns_are_absent(folder):
+    entry = {"image": "a.png", "instruction": "x"}
+    plain = EditFolder(write(folder, entry)).entries
+    absent = dict.fromkeys(("category", "id", "task", "edited"))
+    assert EditFolder(write(folder, entry | absent)).entries == plain
+    (folder / "edits.jsonl").unlink()
+    assert EditFolder(write_csv(folder, "image,instruction,,", "a.png,x,,", ",,,")).entries == plain
+
+
+def test_the_ids_are_known_without_a_picture(folder):
+    write(folder, *({"image": "missing.png", "instruction": "x"} for _ in range(3)))
+    name = folder.resolve().name
+    assert EditFolder(folder).ids == [f"{name}-0000{n}" for n in (1, 2, 3)]
+    assert EditFolder(folder, count=2).ids == [f"{name}-0000{n}" for n in (1, 2)]
+
+
+def test_ids_are_compared_once(folder, monkeypatch):
+    compared = 0
+
+    class Name(str):
+        def __eq__(self, other):
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    real = data_folder._entry
+    monkeypatch.setattr(
+        data_folder, "_entry", lambda *given: (e := real(*given)) | {"id": Name(e["id"])}
+    )
+    EditFolder(write(folder, *({"image": "a.png", "instruction": "x"} for _ in range(500))))
+    assert compared < 500
+
+
+def test_a_list_of_anything_is_read_or_refused(folder):
+    rng = random.Random(0)
+    values = [
+        None,
+        "",
+        "a.png",
+        ["a.png"],
+        [],
+        7,
+        True,
+        "\ud800",
+        "\u2028",
+        "x" * 300,
+        {"a": 1},
+        "a\0",
+    ]
+    outcomes = Counter()
+    for _ in range(300):
+        entries = [
+            {"image": "a.png", "instruction": "x"}
+            | {rng.choice(data_folder.COLUMNS): rng.choice(values) for _ in range(rng.randrange(3))}
+            for _ in range(rng.randrange(1, 4))
+        ]
+        lines = [json.dumps(entry, ensure_ascii=rng.random() < 0.5) for entry in entries]
+        text = "\n".join(lines).encode(errors="replace")
+        if rng.random() < 0.3:
+            place = rng.randrange(len(text))
+            text = text[:place] + rng.randbytes(rng.randrange(3)) + text[place + 1 :]
+        (folder / "edits.jsonl").write_bytes(text)
+        try:
+            data = EditFolder(folder)
+        except ToPiError as error:
+            assert "edits.jsonl" in str(error) and "\n" not in str(error)
+            outcomes["refused"] += 1
+        else:
+            assert len(set(data.ids)) == len(data) and all(map(checked_name, data.ids))
+            json.dumps(data.entries, ensure_ascii=False).encode()  # as results are written
+            outcomes["read"] += 1
+    assert min(outcomes["read"], outcomes["refused"]) > 50

@@ -1,5 +1,8 @@
 """Editors run the real pipeline classes; missing weights are one sentence."""
 
+from bisect import bisect_left
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +91,54 @@ def test_truncated_reference_is_named(tmp_path):
     sample = EditSample("broken-one", "local_edit", "add", "x", (lazy,))
     with pytest.raises(ToPiError, match="broken-one cannot be read"):
         tiny("kontext").edit(sample)
+
+
+@pytest.mark.parametrize(
+    "kind, size, words",
+    [
+        ("flux2", (48, 48), "48 x 48 pixels: each side needs at least 64"),
+        ("flux2", (1000, 100), "1000 x 100 pixels: the longer side may be at most 8 times"),
+        ("kontext", (4000, 30), "4000 x 30 pixels, scaled to 1480 x 8: each side needs at least"),
+        ("qwen_edit", (6500, 64), "6500 x 64 pixels: it is too narrow once it is resized"),
+        ("qwen_edit_plus", (64, 6500), "64 x 6500 pixels: it is too narrow once it is resized"),
+    ],
+)
+def test_a_picture_that_the_pipeline_refuses_is_named(kind, size, words):
+    sample = EditSample("thin", "local_edit", "add", "x", (Image.new("RGB", size),))
+    editor = tiny(kind)
+    with pytest.raises(
+        ToPiError, match=f"sample thin has a reference that {editor.name} .*{words}"
+    ):
+        editor.edit(sample)
+
+
+@pytest.mark.parametrize("kind", PIPELINES)
+def test_the_limits_are_those_of_the_pipeline(kind, monkeypatch):
+    editor = tiny(kind)
+
+    def refused(width):
+        with suppress(ToPiError):
+            return editor.check_sizes("x", [(width, 64)])
+        return True
+
+    widths = range(64, 20_000)
+    limit = widths[bisect_left(widths, True, key=lambda width: bool(refused(width)))]
+    thin, thinner = (
+        EditSample("x", "local_edit", "add", "x", (Image.new("RGB", (width, 64)),))
+        for width in (limit - 1, limit + 64)
+    )
+    assert editor.edit(thin).size == (128, 128)
+    monkeypatch.setattr(editor, "check_sizes", lambda *given: None)
+    with pytest.raises((ValueError, ZeroDivisionError, RuntimeError)):
+        editor.edit(thinner)
+
+
+def test_a_reference_of_any_mode_is_on_white():
+    clear = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    deep = Image.new("I;16", (64, 64), 128 * 257)
+    sample = EditSample("x", "local_edit", "add", "x", (clear, deep))
+    shown = [image.getpixel((0, 0)) for image in tiny("flux2").references(sample)]
+    assert shown == [(255, 255, 255), (128, 128, 128)]
 
 
 def test_missing_weights_are_one_sentence(monkeypatch, tmp_path):

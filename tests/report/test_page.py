@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import matplotlib
 import pytest
@@ -151,3 +152,14 @@ def test_an_empty_store_is_one_clear_error(tmp_path):
 def test_reporting_needs_neither_torch_nor_diffusers():
     code = "import sys, topi.report; sys.exit(bool({'torch', 'diffusers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_two_groups_never_share_a_file():
+    models = ["a b", "a_b", "A_B", "claims", "x", "x", "x-2"]
+    cells = [
+        SimpleNamespace(model=model, settings=json.dumps({"weights": str(number)}))
+        for number, model in enumerate(models)
+    ]
+    stems = [group.stem.split("@")[0] for group in comparable(cells)]
+    assert stems == ["a_b", "a_b", "A_B_1", "claims_1", "x", "x-2_1", "x-2"]
+    assert len({group.stem.casefold() for group in comparable(cells)} | {"claims"}) == 8

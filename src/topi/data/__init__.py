@@ -1,5 +1,7 @@
 """Samples to edit: a reference, an instruction and, where known, the true edited image."""
 
+from collections.abc import Sequence
+
 from topi.data.anyedit import AnyEdit
 from topi.data.folder import EditFolder
 from topi.data.mini_edit import MiniEdit
@@ -7,7 +9,14 @@ from topi.data.mini_edit_plus import MiniEditPlus
 from topi.data.sample import CATEGORIES, VISUAL, EditSample
 
 Dataset = MiniEdit | MiniEditPlus | AnyEdit | EditFolder
-"""What has a length, samples by index, and `fingerprint()`."""
+"""What has a length, samples by index, their `ids`, and `fingerprint()`."""
+
+
+def ids_of(data: Sequence[EditSample]) -> list[str]:
+    """The ids of all samples. A `Dataset` knows them without reading a picture."""
+    known = getattr(data, "ids", None)
+    return [sample.id for sample in data] if known is None else known
+
 
 __all__ = [
     "CATEGORIES",
@@ -18,4 +27,5 @@ __all__ = [
     "EditSample",
     "MiniEdit",
     "MiniEditPlus",
+    "ids_of",
 ]

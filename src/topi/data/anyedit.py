@@ -4,19 +4,22 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from topi.data.anyedit_source import Key, Row, Source, open_source
 from topi.data.anyedit_types import CATEGORY, types_of
-from topi.data.images import damage, read_rgb
+from topi.data.images import damage, read_otherwise, read_rgb
 from topi.data.sample import CATEGORIES, VISUAL, EditSample
 from topi.errors import ToPiError
+from topi.names import file_name, is_unicode
 
 log = logging.getLogger(__name__)
 
@@ -109,15 +112,29 @@ class AnyEdit:
     def __len__(self) -> int:
         return len(self.entries)
 
+    @cached_property
+    def ids(self) -> list[str]:
+        """The ids of the samples; no picture is read."""
+        return [file_name(f"anyedit-{entry['id']}") for entry in self.entries]
+
     def __getitem__(self, index: int) -> EditSample:
         entry = self.entries[index]
         return EditSample(
-            id=f"anyedit-{_safe(entry['id'])}",
+            id=self.ids[index],
             category=entry["category"],
             task=entry["type"],
             instruction=entry["instruction"],
-            references=tuple(read_rgb(self._content(entry, image)) for image in entry["images"]),
+            references=tuple(self._reference(entry, image) for image in entry["images"]),
         )
+
+    def _reference(self, entry: dict, image: dict[str, str]) -> Image.Image:
+        try:
+            return read_rgb(self._content(entry, image))
+        except ValueError as error:
+            raise ToPiError(
+                f"the image {self.folder / 'images' / image['sha256']} of {entry['id']} cannot be "
+                f"read ({error}): delete {self.folder} to select and check the data anew"
+            ) from error
 
     def _content(self, entry: dict, image: dict[str, str]) -> bytes:
         file = self.folder / "images" / image["sha256"]
@@ -131,7 +148,14 @@ class AnyEdit:
 
     def fingerprint(self) -> str:
         """A hash over ids, instructions and images of the samples."""
-        return hashlib.sha256(json.dumps(self.entries, sort_keys=True).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps(self.entries, sort_keys=True).encode())
+        for name in sorted(
+            {image["sha256"] for entry in self.entries for image in entry["images"]}
+        ):
+            file = self.folder / "images" / name
+            if file.is_file() and read_otherwise(file):
+                digest.update(name.encode())
+        return digest.hexdigest()[:16]
 
 
 # ---------------------------------------------------------------------------------- selection
@@ -249,6 +273,8 @@ def _images(row: Row, visual: bool) -> list[bytes | None]:
 def _broken(row: Row, visual: bool) -> str | None:
     if not row.instruction:
         return "no instruction"
+    if not is_unicode(row.instruction):
+        return "its instruction is no valid Unicode"
     problems = [damage(image) for image in _images(row, visual)]
     return next((p if n == 0 else f"second image: {p}" for n, p in enumerate(problems) if p), None)
 
@@ -313,7 +339,3 @@ def _tell(source: str, skipped: Sequence[dict[str, str]]) -> None:
     for reason, ids in sorted(reasons.items()):
         names = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
         log.warning("%s: %d left out, %s: %s", source, len(ids), reason, names)
-
-
-def _safe(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name)

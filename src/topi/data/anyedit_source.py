@@ -72,6 +72,11 @@ def _given(value: Any) -> Any:
     return None if value in (None, "", "None", "none") else value
 
 
+def _writable(text: str) -> str:
+    """Half of a surrogate pair, which JSON may hold and UTF-8 may not, as its escape."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _instruction(row: Mapping[str, Any]) -> str:
     return str(next((v for k in INSTRUCTION if (v := _given(row.get(k)))), "")).strip()
 
@@ -95,8 +100,8 @@ class TestFolder:
         keys = []
         for file in self.lists:
             try:
-                rows = json.loads(file.read_text())
-            except (OSError, ValueError):
+                rows = json.loads(file.read_text(encoding="utf-8-sig"))  # may begin with a mark
+            except (OSError, ValueError, RecursionError):
                 rows = None
             if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
                 raise ToPiError(f"{file} is no list of edits in JSON: unpack or download it again")
@@ -105,7 +110,7 @@ class TestFolder:
                 stem = PurePosixPath(str(_given(row.get("image_file")) or number)).stem
                 at = (str(file.relative_to(self.path)), number)
                 self._rows[at] = file.parent, row
-                keys.append(Key(stem, kind, at))
+                keys.append(Key(*map(_writable, (stem, kind)), at))
         return keys
 
     def rows(

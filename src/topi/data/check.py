@@ -9,7 +9,7 @@ from pathlib import Path
 from topi.data.anyedit_source import Key, ParquetFiles, Row, TestFolder, open_source
 from topi.data.anyedit_types import CATEGORY
 from topi.data.folder import FILES, EditFolder
-from topi.data.images import damage
+from topi.data.images import damage, size_problem
 from topi.data.sample import VISUAL
 from topi.errors import ToPiError
 
@@ -78,9 +78,12 @@ def _check_folder(path: Path) -> Findings:
         found.rows[entry["category"], entry.get("task", entry["category"])] += 1
         found.looked_at += 1
         try:
-            folder[index]
+            sizes = [image.size for image in folder[index].references]
         except ToPiError as error:
             found.broken.append((entry["id"], str(error)))
+        else:
+            problems = filter(None, map(size_problem, sizes))
+            found.broken += [(entry["id"], f"FLUX.2 refuses {problem}") for problem in problems]
     return found
 
 
@@ -98,7 +101,10 @@ def _check_rows(found: Findings, rows: Iterator[tuple[Key, Row]], everything: bo
         visual = CATEGORY.get(key.known_type) == VISUAL
         images = {"image": row.image, "edited image": row.edited}
         images |= {"second image": row.visual} if visual else {}
-        found_of = {name: damage(image, quick=not everything) for name, image in images.items()}
+        found_of = {
+            name: damage(image, quick=not everything, sized=name != "edited image")
+            for name, image in images.items()
+        }
         problems = [f"{name}: {problem}" for name, problem in found_of.items() if problem]
         if not row.instruction:
             problems.append("no instruction")

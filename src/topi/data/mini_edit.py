@@ -9,7 +9,7 @@ its held-out samples are in the manifest (see `topi.data.manifest`).
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 from PIL import Image
@@ -177,6 +177,15 @@ class MiniEdit:
     def __len__(self) -> int:
         return self.count
 
+    @cached_property
+    def ids(self) -> list[str]:
+        """The ids of the samples; nothing is drawn."""
+        return [self._id(index) for index in range(self.count)]
+
+    def _id(self, index: int) -> str:
+        shape = label(*self.shapes[index % len(self.shapes)])
+        return f"{self.name}-{self.split}-{shape}-{index:05d}"
+
     def __getitem__(self, index: int) -> EditSample:
         if not 0 <= index < self.count:
             raise IndexError(index)
@@ -201,7 +210,7 @@ class MiniEdit:
         more += tuple(self._further(index, place, size) for place in places)
         references = (_reference(edit, reference_size), *map(to_uint8, more))
         return EditSample(
-            id=f"{self.name}-{self.split}-{label(size, reference_size)}-{index:05d}",
+            id=self._id(index),
             category=category,
             task=task,
             instruction=edit.instruction,

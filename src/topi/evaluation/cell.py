@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from topi.data import EditSample
+from topi.data import EditSample, ids_of
 from topi.errors import ToPiError
 from topi.escape import console, one_line
 from topi.evaluation.flops import FlopCounter
@@ -56,11 +56,12 @@ def run_quality(
     counter = FlopCounter(bench.editor.transformer)
     done = {row["sample"] for row in cell.rows}
     wanted = range(len(bench.data)) if indices is None else indices
+    ids = ids_of(bench.data)
     with progress(f"{label}: quality", len(wanted), len(done)) as advance:
         for index in wanted:
-            sample = bench.data[index]
-            if sample.id in done:
+            if ids[index] in done:
                 continue
+            sample = bench.data[index]
             full = full_output(bench, sample)
             start = time.perf_counter()
             with method(bench.editor.pipe, draw_seed(bench.seed, sample.id), bench.trim_last):
@@ -101,14 +102,14 @@ def run_latency(
     """
     editor = bench.editor
     wanted = [i for i in range(min(samples, len(bench.data))) if indices is None or i in indices]
-    timed = cell.timed()
+    timed, ids = cell.timed(), ids_of(bench.data)
     warmup = 1
     with progress(f"{label}: latency", len(wanted) * repeats, timed.total()) as advance:
         for index in wanted:
-            sample = bench.data[index]
-            had = timed[sample.id]
+            had = timed[ids[index]]
             if had >= repeats:
                 continue
+            sample = bench.data[index]
             for pair in interleaved(
                 lambda sample: editor.edit(sample, bench.seed),
                 lambda: method(editor.pipe, draw_seed(bench.seed, sample.id), bench.trim_last),  # noqa: B023

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from topi.data import EditSample
+from topi.data import EditSample, ids_of
 from topi.errors import ToPiError
 from topi.evaluation.cell import progress
 from topi.methods.probe import AttentionProbe, Key
@@ -72,12 +72,12 @@ def collect(
         path: JSON lines, appended as they come; None keeps them in memory only.
     """
     rows = [] if path is None else files.resume_lines(path)
-    done = {row["sample"] for row in rows}
+    done, ids = {row["sample"] for row in rows}, ids_of(data)
     with progress(title, len(data), len(done)) as advance:
         for index in range(len(data)):
-            sample = data[index]
-            if sample.id in done:
+            if ids[index] in done:
                 continue
+            sample = data[index]
             about = {
                 "sample": files.checked_name(sample.id),
                 "index": index,

@@ -1,7 +1,7 @@
 """An editor is a pipeline together with how this project calls it: what evaluation sees."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from diffusers import (
 from PIL import Image
 
 from topi.data import EditSample
+from topi.data.images import size_problem, to_rgb
 from topi.errors import ToPiError
 from topi.models.fingerprint import file_hash, hub_fingerprint
-from topi.pictures import side_by_side
+from topi.pictures import Size, in_a_row, side_by_side
 
 #: The kinds of editor: the pipeline class of each.
 PIPELINES: dict[str, type[DiffusionPipeline]] = {
@@ -31,6 +32,9 @@ PIPELINES: dict[str, type[DiffusionPipeline]] = {
 SEVERAL = ("flux2", "qwen_edit_plus")
 """Those that take several references."""
 SOURCES = ("hub", "standin", "tiny", "random")
+LANCZOS = Image.Resampling.LANCZOS
+QWEN_RATIO = 200
+"""Of the sides of a picture, the most that the processor of Qwen2.5-VL takes."""
 OFFLOADS = ("none", "model", "sequential")
 
 
@@ -120,22 +124,69 @@ class Editor:
         """The pictures that the pipeline gets: one for Kontext, where several go side by side.
 
         Raises:
-            ToPiError: there are none, one cannot be read, or more than the pipeline takes.
+            ToPiError: there are none, one cannot be read, or the pipeline does not take them.
         """
+        self.check_sizes(sample.id, [image.size for image in sample.references], sample.size)
         references = [_readable(image, sample.id) for image in sample.references]
-        if not references:
-            raise ToPiError(f"sample {sample.id} has no reference image")
-        if self.config.kind == "kontext":
-            picture = side_by_side(references)
-            own = self.config.source == "hub" or sample.size is not None
-            # The pipeline brings what it gets to about one megapixel; the same for small models.
-            return [picture if own else _of_area(picture, self.config.height * self.config.width)]
-        if self.config.kind not in SEVERAL and len(references) > 1:
+        if self.config.kind != "kontext":
+            return references
+        picture = side_by_side(references)
+        size = self._kontext_size(picture.size, sample.size)
+        return [picture if size == picture.size else picture.resize(size, LANCZOS)]
+
+    def _kontext_size(self, size: Size, target: tuple[int, int] | None) -> Size:
+        """Of the picture for Kontext, which brings what it gets to about one megapixel.
+
+        The same for small models, unless the size of the output is known.
+        """
+        own = self.config.source == "hub" or target is not None
+        return size if own else _of_area(size, self.config.height * self.config.width)
+
+    def check_sizes(
+        self, sample: str, sizes: Sequence[Size], target: tuple[int, int] | None = None
+    ) -> None:
+        """Refuse references that the pipeline cannot take.
+
+        Args:
+            sample: its id, for the message.
+            sizes: (width, height) of its references in pixels.
+            target: (height, width) of its output, if known.
+
+        Raises:
+            ToPiError: there are none or too many, or one is too small or too narrow.
+        """
+        if not sizes:
+            raise ToPiError(f"sample {sample} has no reference image")
+        if self.config.kind not in (*SEVERAL, "kontext") and len(sizes) > 1:
             raise ToPiError(
-                f"sample {sample.id} has {len(references)} references but {self.name} takes one; "
+                f"sample {sample} has {len(sizes)} references but {self.name} takes one; "
                 f"use a model of kind {' or '.join(SEVERAL)}"
             )
-        return references
+        for problem in filter(None, self._size_problems(sizes, target)):
+            raise ToPiError(
+                f"sample {sample} has a reference that {self.name} cannot take: {problem}. Replace "
+                "it or leave the sample out"
+            )
+
+    def _size_problems(
+        self, sizes: Sequence[Size], target: tuple[int, int] | None
+    ) -> Iterator[str | None]:
+        if self.config.kind == "flux2":
+            yield from map(size_problem, sizes)
+        elif self.config.kind == "kontext":
+            row, token = in_a_row(sizes), 2 * self.pipe.vae_scale_factor
+            width, height = sum(width for width, _ in row), row[0][1]
+            given = self._kontext_size((width, height), target)
+            if min(given) < token or not all(width for width, _ in row):
+                change = "" if given == (width, height) else f", scaled to {given[0]} x {given[1]}"
+                yield f"{width} x {height} pixels{change}: each side needs at least {token}"
+        else:
+            for width, height in sizes:
+                # both pipelines resize with this function, the second to two areas
+                for area in (1024**2, 384**2)[: 1 + (self.config.kind in SEVERAL)]:
+                    scaled = _dimensions(self.pipe)(area, width / height)[:2]
+                    if not min(scaled) or max(scaled) > QWEN_RATIO * min(scaled):
+                        yield f"{width} x {height} pixels: it is too narrow once it is resized"
 
     def arguments(self, sample: EditSample, seed: int) -> dict[str, Any]:
         """The keyword arguments of the pipeline call for this sample."""
@@ -291,17 +342,23 @@ def _place(pipe: DiffusionPipeline, config: ModelConfig) -> None:
         pipe.to(device)
 
 
-def _of_area(image: Image.Image, pixels: int) -> Image.Image:
-    """The image at about so many pixels, both sides multiples of eight."""
-    scale = (pixels / (image.width * image.height)) ** 0.5
-    size = tuple(max(8 * round(side * scale / 8), 8) for side in image.size)
-    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
+def _of_area(size: Size, pixels: int) -> Size:
+    """The size of about so many pixels, both sides multiples of eight."""
+    scale = (pixels / (size[0] * size[1])) ** 0.5
+    width, height = (max(8 * round(side * scale / 8), 8) for side in size)
+    return width, height
+
+
+def _dimensions(pipe: DiffusionPipeline) -> Callable[[int, float], tuple]:
+    """The function by which a Qwen pipeline resizes its references, to an area."""
+    call = type(pipe).__call__
+    return getattr(call, "__wrapped__", call).__globals__["calculate_dimensions"]
 
 
 def _readable(image: Image.Image, sample: str) -> Image.Image:
     try:
-        return image.convert("RGB")
-    except (OSError, SyntaxError) as error:
+        return to_rgb(image)
+    except (OSError, SyntaxError, ValueError) as error:
         raise ToPiError(
             f"the reference image of sample {sample} cannot be read: replace it or leave the "
             f"sample out ({_first_line(error)})"

@@ -19,6 +19,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import NullLocator
 
 from topi.escape import printable
+from topi.names import file_name
 from topi.pictures import side_by_side
 from topi.report.gallery import Picture, draw_difference, draw_mask
 from topi.report.tables import ALL, COLUMNS, FEW
@@ -135,11 +136,6 @@ def _cut(ax: Axes, points: pd.DataFrame, speed: str) -> tuple[pd.Series, pd.Seri
     """Which intervals of speed go on to the left and to the right of the axis."""
     (low, high), (left, right) = _interval(points, speed), ax.get_xlim()
     return low < left, high > right
-
-
-def file_name(text: str) -> str:
-    """A text from a store, such as the name of a model, as a part of a path: one plain name."""
-    return re.sub(r"[^\w.=+-]+", "_", text).lstrip(".") or "_"
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from topi.errors import ToPiError
 from topi.escape import console, csv, printable
+from topi.names import file_names
 from topi.report import figures
 from topi.report.claims import RULES, claim_models, read_notes, to_rich_claims
 from topi.report.gallery import gather, keep_ratios, on_curve, shown_labels
@@ -49,6 +50,8 @@ TINY = (
 )
 
 
+OTHERS = ("index", "claims", "figures", "tables")
+"""What else the folder of a page holds."""
 SHOWN = 8
 """Labels that a model's overview has room for; the table on the page has them all."""
 
@@ -181,12 +184,16 @@ def comparable(cells: Sequence[Cell]) -> Iterator[Group]:
     for cell in cells:
         parts = found.setdefault(cell.model, {})
         parts.setdefault(settings[cell.settings], []).append(cell)
+    groups = [(number, model) for model, parts in found.items() for number in range(len(parts))]
+    groups.sort(key=lambda group: group[0])  # the first of a model has its name
+    texts = [model if number == 0 else f"{model}-{number + 1}" for number, model in groups]
+    stems = dict(zip(groups, file_names(texts, OTHERS), strict=True))
     for model, parts in found.items():
         _, own = split_facts({key: json.loads(key) for key in parts})
-        for number, (key, part) in enumerate(parts.items(), 1):
+        for number, (key, part) in enumerate(parts.items()):
             differs = ", ".join(f"{name} {value}" for name, value in own[key].items())
             title = f"{model} ({differs})" if differs else model
-            stem = figures.file_name(model if number == 1 else f"{model}-{number}")
+            stem = stems[number, model]
             yield Group(title, stem, model, tuple(part))
 
 

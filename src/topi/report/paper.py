@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from topi.escape import csv
+from topi.names import file_name
 from topi.report import ours, overview, references
 from topi.report.artefacts import CURVES, FIG5, FIG10, FIG11, OURS, SHEETS, TEACACHE
 from topi.report.attention_figures import mass_by_layer, mass_by_step, token_relevance
@@ -333,6 +334,7 @@ def write_tables(tables: Iterable[TextTable], folder: Path) -> list[Path]:
     tables, written = list(tables), []
     for name in dict.fromkeys(table.name for table in tables):
         parts = [table for table in tables if table.name == name]
+        name = file_name(name)  # that of a model may be part of it
         files.write_text(folder / f"{name}.md", "\n".join(map(to_markdown, parts)))
         files.write_text(folder / f"{name}.tex", "\n".join(map(to_latex, parts)))
         frame = pd.concat([part.frame for part in parts], ignore_index=True)

@@ -20,6 +20,7 @@ from zlib import crc32
 from PIL import Image
 
 from topi.errors import ToPiError
+from topi.names import checked_name as checked_name
 from topi.results.links import check_links, open_plain
 from topi.results.schema import parse
 
@@ -117,24 +118,6 @@ def read_schema(path: Path | str, schema: int, what: str, again: str) -> dict[st
     if said != schema:
         raise ToPiError(f"{path} is no {what} of schema {schema} (it says {said}): {again}")
     return content
-
-
-def checked_name(name: Any) -> str:
-    """A key or an id that becomes a part of a path: whoever wrote it, it stays in its folder.
-
-    Raises:
-        ToPiError: it is not one plain name.
-    """
-    if (
-        not isinstance(name, str)
-        or name in ("", ".", "..")
-        or len(name) > 200
-        or any(character in name for character in "/\\\0")
-    ):
-        raise ToPiError(
-            f"{name!r} cannot name a file: what it is from, a store or a data set, is broken."
-        )
-    return name
 
 
 def numbered(folder: Path, name: str) -> list[Path]:
