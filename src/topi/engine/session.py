@@ -15,6 +15,7 @@ from topi.engine.attention import OwnAttention, is_stock, known, weigh_text
 from topi.engine.call import BlockInput, Call, CallRecord, Merge
 from topi.engine.caller import PipelineCall, current_pipeline_call
 from topi.engine.compiling import refuse_frozen_hooks
+from topi.engine.conflicts import refuse_other_holders, refuse_residuals
 from topi.engine.hooks import (
     BlockHook,
     MergeAttentionHook,
@@ -161,8 +162,8 @@ class Session:
         """Hold the transformer; on leaving, also by an exception, it is as it was before.
 
         Raises:
-            ToPiError: another method holds it, or it is compiled, offloaded or distributed in a way
-                that no method can work with.
+            ToPiError: another method or a cache holds it, or it is compiled, offloaded or
+                distributed in a way that no method can work with.
         """
         transformer = self.adapter.transformer
         if hooked(transformer):
@@ -185,6 +186,7 @@ class Session:
         """See `attached`."""
         transformer = self.adapter.transformer
         refuse_frozen_hooks(self.adapter)
+        refuse_other_holders(self.adapter)
         parallel = getattr(transformer, "_parallel_config", None)
         if getattr(parallel, "context_parallel_config", None) is not None:
             raise ToPiError(
@@ -263,6 +265,7 @@ class Session:
     ) -> Iterator[None]:
         """Surround one forward of the transformer, of which `caller` is the pipeline call."""
         refuse_frozen_hooks(self.adapter, self.pipeline, attached=True)
+        refuse_other_holders(self.adapter, attached=True)
         layout = self.adapter.layout(kwargs)
         states = kwargs["hidden_states"]
         scheduler = getattr(caller.pipeline if caller else self.pipeline, "scheduler", None)
@@ -284,6 +287,7 @@ class Session:
         if layout.n_reference == 0:  # nothing to work on: the model runs untouched
             yield
             return
+        refuse_residuals(kwargs)
         record = CallRecord(step, branch, layout, len(states))
         call = Call(
             step,

@@ -8,6 +8,7 @@ import torch
 from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
 from torch import Tensor, nn
 
+from topi.errors import ToPiError
 from topi.models.adapter import Adapter, Layout, MergePoints, register
 from topi.models.rope import per_sample, take_rows
 
@@ -49,7 +50,16 @@ class QwenAdapter(Adapter):
         return kwargs["img_shapes"]
 
     def layout(self, kwargs: Mapping[str, Any]) -> Layout:
-        """From `img_shapes`; it is the same for every sample of a batch."""
+        """From `img_shapes`; it is the same for every sample of a batch.
+
+        Raises:
+            ToPiError: the pipeline is `QwenImageLayeredPipeline`.
+        """
+        if kwargs.get("additional_t_cond") is not None:
+            raise ToPiError(
+                "QwenImageLayeredPipeline computes several pictures at once, its layers, which is "
+                "not supported; run it without a method."
+            )
         shapes = kwargs["img_shapes"][0]
         shapes = shapes if isinstance(shapes, list) else [shapes]
         target, *references = ((frames * rows, columns) for frames, rows, columns in shapes)
