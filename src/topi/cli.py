@@ -1,6 +1,7 @@
 """The `topi` command: what to do with the results of `run.py`."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from topi.errors import ToPiError
 from topi.escape import console, one_line, say
+from topi.signals import stoppable
 from topi.sweeps import add_commands
 
 if TYPE_CHECKING:
@@ -20,10 +22,12 @@ LISTED = 200
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a sub-command; returns the exit code."""
+    """Run a sub-command; returns the exit code. A signal ends it, see `stoppable`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     parsed = _parser().parse_args(arguments)
     try:
-        return parsed.command(parsed) or 0
+        with stoppable(f"topi {shlex.join(arguments)}"):
+            return parsed.command(parsed) or 0
     except ToPiError as error:
         say(f"topi: {error}", sys.stderr)
         return 1

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from topi.config import ConfigError, check_axes, read_config, sentence
 from topi.errors import ToPiError
+from topi.signals import stoppable
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +51,12 @@ def run_point(composed: DictConfig) -> None:
 def exit_code(main: Callable[[], None]) -> int:
     """Run a Hydra main function; what the user can mend is told in one sentence.
 
-    Errors that the user cannot mend keep their stack trace.
+    Errors that the user cannot mend keep their stack trace. A signal ends it, see `stoppable`.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on, unprinted
     try:
-        main()
+        with stoppable(f"python {shlex.join(sys.argv)}"):
+            main()
     except (ToPiError, HydraException, OmegaConfBaseException) as error:
         return tell(error)
     except OSError as error:

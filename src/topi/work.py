@@ -17,6 +17,7 @@ from topi.config import Config, check_literal, read_config
 from topi.errors import ToPiError
 from topi.plan import PlannedCell, Task
 from topi.results import Cell, Store
+from topi.signals import Stopped
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +27,8 @@ ENDING = ("COMPLETING", "CANCELLED", "PREEMPTED", "TIMEOUT")
 """States in which SLURM ends a job itself, and puts it back into the queue if it is to."""
 
 
-class Interrupted(BaseException):
-    """SLURM or the user wants this process to end; `signum` says by which signal."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
+class Interrupted(Stopped):
+    """SLURM wants this process to end, and maybe to run again."""
 
 
 def run_tasks(tasks: list[Task]) -> int:
