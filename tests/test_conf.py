@@ -212,6 +212,8 @@ def test_an_axis_that_a_method_does_not_read_is_refused_in_a_single_run():
         ("method=topi", "topi tau=0.85"),
         ("ratio=0.5", "topi ratio=0.5"),
         ("tau=0.9 layers=last score=attention", "topi tau=0.9 score=attention layers=last"),
+        ("layers=first layers.count=5", "topi tau=0.85 layers=first:5"),
+        ("layers=random layers.count=5", "topi tau=0.85 layers=random:0:5"),
         ("method.layers=[3,4]", "topi tau=0.85 layers=3-4"),
         ("method=toma", "toma"),
         ("method=toma_ref method.ratio=0.3", "toma_ref ratio=0.3"),

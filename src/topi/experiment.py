@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -443,10 +444,11 @@ def label_of(config: Config, method: Method) -> str:
     strategy = config.method.get("layers")
     if isinstance(strategy, str):
         shown.pop("layers", None)
+        count = "" if config.layers.count == LayersConfig.count else f":{config.layers.count}"
         if strategy == "random":
-            shown["layers"] = f"random:{config.layers.seed}"
+            shown["layers"] = f"random:{config.layers.seed}{count}"
         elif strategy != "representative":
-            shown["layers"] = strategy
+            shown["layers"] = strategy if strategy == "all" else f"{strategy}{count}"
         elif config.layers.file:
             shown["layers"] = own.params["layers"]
     if trims(config, method):
@@ -457,7 +459,10 @@ def label_of(config: Config, method: Method) -> str:
         shown["cache"] = cache
         shown |= {f"cache.{k}": v for k, v in given.items() if v != defaults[k]}
         if file := config.cache.get("fit"):
-            shown["cache.fit"] = Path(file).stem
+            # files of one name may differ
+            shown["cache.fit"] = (
+                f"{Path(file).stem}@{sha256(Path(file).read_bytes()).hexdigest()[:6]}"
+            )
     return " ".join([own.name, *(f"{key}={_short(value)}" for key, value in shown.items())])
 
 

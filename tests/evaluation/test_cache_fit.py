@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from dataclasses import replace
 from math import inf, nan
 from random import Random
@@ -114,7 +115,12 @@ def test_from_the_command_line_to_a_method(fitted, tmp_path):
     tiny = open_editor(config)
     method = build_method(config, adapter_for(tiny.pipe).facts, tiny)
     assert method == TeaCache(**fit.caches["teacache"])
-    assert label_of(config, method) == f"full cache=teacache cache.fit={fitted.stem}"
+    label = label_of(config, method)
+    assert re.fullmatch(rf"full cache=teacache cache\.fit={fitted.stem}@[0-9a-f]{{6}}", label)
+    other = tmp_path / fitted.name  # another file of this name
+    other.write_text(fitted.read_text() + "\n")
+    config.cache["fit"] = str(other)
+    assert label_of(config, method) != label
     config = config_of(*given, "cache=magcache")
     assert list(build_method(config, adapter_for(tiny.pipe).facts, tiny).ratios) == ratios
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from PIL import Image
 from small_cells import SMOKE, fork, wait
 
 from topi import cli
-from topi.report.mirror import PLACES, Mirror, kept_curve
+from topi.report.mirror import PLACES, Mirror, artifact_name, kept_curve
 from topi.report.sync import offline_runs, sync, unsynced
 from topi.report.wandb_log import read_log
 from topi.results import Store
@@ -158,7 +159,9 @@ def test_a_resumed_cell_continues_its_run_without_doubled_steps(store):
     kept = again.artifacts[f"results-{cell.key}"]
     assert sorted(kept) == ["latency.jsonl", "manifest.json", "rows.jsonl"]
     kept = {name: found for name, found in again.artifacts.items() if "calibration" in name}
-    assert kept == {"calibration-a": ["a.json"]}  # of the cell's weights
+    name = artifact_name(store.root / "calibration" / "a.json")
+    assert kept == {name: ["a.json"]}  # of the cell's weights
+    assert re.fullmatch(r"calibration-a-[0-9a-f]{8}", name)
     (shown,) = [names for name, names in again.artifacts.items() if "masks" in name]
     table = [name for name in shown if name.endswith(".table.json")]
     assert len(table) == 1

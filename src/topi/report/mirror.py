@@ -5,9 +5,11 @@ The store is the record. Whatever goes wrong here is a warning and never ends a 
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -183,7 +185,7 @@ class Mirror:
                 results.add_file(str(path))
         self.run.log_artifact(results)
         for path in calibrations(self.store, self.cell.manifest):
-            calibration = wandb.Artifact(f"calibration-{path.stem}", type="calibration")
+            calibration = wandb.Artifact(artifact_name(path), type="calibration")
             calibration.add_file(str(path))
             self.run.log_artifact(calibration)
 
@@ -228,6 +230,12 @@ def calibrations(store: Store, manifest: Mapping[str, Any]) -> list[Path]:
     found = [path for path in paths if _weights(path) == manifest["weights"]]
     named = manifest["config"].get("layers", {}).get("file")
     return [*found, *(path for path in [Path(named or "")] if path.is_file() and named)]
+
+
+def artifact_name(path: Path) -> str:
+    """What W&B calls a calibration; with a hash, as files in two folders may have one name."""
+    allowed = re.sub(r"[^\w.-]+", "_", path.stem, flags=re.ASCII)[:80]
+    return f"calibration-{allowed}-{sha256(path.read_bytes()).hexdigest()[:8]}"
 
 
 def _weights(path: Path) -> str | None:
