@@ -136,6 +136,22 @@ def test_a_sample_of_two_cells_counts_once(tmp_path, new_store):
     assert all(key in page for key in (cell.name, fewer.name))
 
 
+def test_settings_of_one_label_are_told_apart(tmp_path, new_store):
+    """As with model.front_layers, which no label tells."""
+    new_store(tmp_path, per_category=1)
+    cell = next(path for path in (tmp_path / "cells").iterdir() if "topi" in path.name)
+    other = shutil.copytree(cell, cell.with_name(f"{cell.name}-0ther"))
+    manifest = json.loads((other / "manifest.json").read_text())
+    changed = manifest | {"params": manifest["params"] | {"front_layers": 1}}
+    (other / "manifest.json").write_text(json.dumps(changed))
+    store = Store(tmp_path)
+    (content,) = contents(store, store.load_cells())
+    labels = set(content.table["label"])
+    own = {f"{manifest['label']} #{path.name[-4:]}" for path in (cell, other)}
+    assert own < labels and manifest["label"] not in labels
+    assert len(labels) == len(store.load_cells())
+
+
 def test_facts_are_split_into_shared_and_own():
     manifests = {"a": {"git": {"commit": "1"}, "tau": 0.8}, "b": {"git": {"commit": "1"}, "x": 1}}
     shared, own = split_facts(manifests)

@@ -39,6 +39,7 @@ from topi.report.tables import (
 )
 from topi.report.text_table import Text
 from topi.results import files
+from topi.results.keys import canonical
 from topi.results.store import Cell, Store
 
 STAND_IN = (
@@ -143,7 +144,7 @@ def contents(store: Store, cells: Sequence[Cell]) -> Iterator[Content]:
     latency = store.latency() if many else None
     for group in comparable(cells):
         if moments is None or latency is None:
-            rows = store.rows(group.cells)
+            rows = told_apart(store.rows(group.cells))
             yield Content(group, rows, quality_table(once(rows), store.latency(group.cells)))
             continue
         labels = {cell.key: cell.labels[0] for cell in group.cells}
@@ -163,6 +164,18 @@ def contents(store: Store, cells: Sequence[Cell]) -> Iterator[Content]:
             f"of one cell a label, {len(shown)}."
         )
         yield Content(group, rows, table_of_many(sums, timed), (remark,))
+
+
+def told_apart(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, with the end of its key in the label of a cell that shares it with other settings.
+
+    Such are those that a model brings along: its layers, or what is fitted for a cache.
+    """
+    cells = rows.drop_duplicates("cell").set_index("cell")
+    settings = cells["method"] + cells["params"].map(canonical)
+    shared = settings.groupby(cells["label"]).transform("nunique") > 1
+    labels = cells["label"].where(~shared, cells["label"] + " #" + cells.index.str[-4:])
+    return rows.assign(label=rows["cell"].map(labels))
 
 
 def once(rows: pd.DataFrame) -> pd.DataFrame:
