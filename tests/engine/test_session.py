@@ -8,7 +8,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 
 from topi import Full, RandomTokens, TaylorSeer, ToPi
-from topi.engine.hooks import tap_processor
+from topi.engine.hooks import tapped
 from topi.errors import ToPiError
 from topi.methods import Merge, Method
 from topi.models import adapter_for
@@ -326,8 +326,8 @@ class TestRemoval:
             def __call__(self):
                 return None
 
-        with pytest.raises(ToPiError, match="Other is not supported"):
-            tap_processor(Other())
+        with pytest.raises(ToPiError, match="Other is not supported"), tapped(Other()):
+            pass
 
 
 class TestUse:

@@ -69,8 +69,8 @@ class TestDownscaledRef:
     @pytest.mark.parametrize("kind", KINDS)
     def test_the_transformer_sees_smaller_references(self, tiny, kind):
         pipe, call = tiny(kind)
-        own = set(vars(pipe))
         plain = pipe(**call()).images
+        own = set(vars(pipe))
         method = DownscaledRef(scale=0.5)
         with FlopCounterMode(display=False) as counter:
             small = edit(method, pipe, call())

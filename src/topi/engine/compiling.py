@@ -14,6 +14,7 @@ from torch import nn
 
 from topi.errors import ToPiError
 from topi.models.adapter import Adapter, adapter_for, is_compiled_whole
+from topi.models.held import is_held
 
 ADVICE = "its hooks would be frozen into the graph; compile with `topi.compile(pipe)` instead"
 
@@ -27,8 +28,12 @@ class CompiledForward:
     """
 
     def __init__(self, forward: Callable[..., Any], **options: Any) -> None:
-        self.eager = forward
+        self.eager, self._options = forward, options
         self.compiled = torch.compile(forward, **options)
+
+    def __reduce__(self) -> tuple:
+        """A copy compiles the forward of the block's copy."""
+        return partial(CompiledForward, **self._options), (self.eager,)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.compiled(*args, **kwargs)
@@ -54,10 +59,8 @@ def compile(model: Any, dynamic: bool = True, **options: Any) -> Any:
         ToPiError: a method is attached, or the transformer or its blocks are compiled already in a
             way that methods cannot be used with.
     """
-    from topi.engine.hooks import hooked  # which builds on this module
-
     adapter = adapter_for(model)
-    if hooked(adapter.transformer):
+    if is_held(adapter.transformer):
         raise ToPiError(
             "A method is attached; leave its `with` block, compile, and attach it again."
         )

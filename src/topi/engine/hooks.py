@@ -1,8 +1,10 @@
 """The hooks that take hold of a transformer, on diffusers' own registry."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import copy
 from functools import cache
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from topi.engine.compiling import eager_forward
 from topi.errors import ToPiError
 from topi.models.adapter import MergePoints
+from topi.models.held import clean_copies
 from topi.models.rebind import rebind
 from topi.models.rope import per_sample
 
@@ -26,48 +29,88 @@ ROTATIONS = ("apply_rotary_emb", "apply_rotary_emb_qwen")
 """Functions by which attention processors rotate queries and keys."""
 
 
-def hooked(module: nn.Module) -> bool:
-    """Does the module carry one of our hooks?"""
-    registry = getattr(module, "_diffusers_hook", None)
-    return registry is not None and registry.get_hook(HOOK) is not None
-
-
 def offloaded_by_group(transformer: nn.Module) -> bool:
     """Does diffusers' group offloading move its weights?"""
     registries = (getattr(part, "_diffusers_hook", None) for part in transformer.modules())
     return any(each is not None and each.get_hook("group_offloading") for each in registries)
 
 
-def add_hook(module: nn.Module, hook: ModelHook) -> Callable[[], None]:
-    """Register `hook`; the returned function removes it and leaves `module` exactly as it was.
+@contextmanager
+def hooked(module: nn.Module, hook: ModelHook) -> Iterator[None]:
+    """Inside, `module` carries `hook`; afterwards it is exactly as it was before.
 
     `HookRegistry.remove_hook` alone leaves a bound `forward` and the registry in the module's
-    `__dict__`, with which a later deepcopy would run the old module's weights. accelerate's
-    offloading keeps the forward it wraps in `_old_forward` and unwraps to it after every pipeline
-    call; the hook goes there to survive that.
+    `__dict__`. A copy of them would run the original's hooks and weights, so copies of the module
+    are made without them. accelerate's offloading keeps the forward it wraps in `_old_forward` and
+    unwraps to it after every pipeline call; the hook goes there to survive that.
     """
     slots = vars(module)
-    had_registry, had_forward = "_diffusers_hook" in slots, "forward" in slots
+    before = {*slots}
     registry = HookRegistry.check_if_exists_or_initialize(module)
 
-    def inside_offload(action: Callable[[], None]) -> bool:
-        if offloaded := "_old_forward" in slots:
-            outer, module.forward = module.forward, module._old_forward
-        action()
-        if offloaded:
-            module._old_forward, module.forward = module.forward, outer
-        return offloaded
+    def inside_offload(action: Callable[[], None]) -> None:
+        if "_old_forward" not in slots:
+            return action()
+        wrapper, module.forward = module.forward, module._old_forward
+        try:
+            action()
+        finally:
+            module._old_forward, module.forward = module.forward, wrapper
+
+    def clean(state: dict[str, Any]) -> None:
+        inner = hook.fn_ref.original_forward or hook.fn_ref.forward
+        for name in ("forward", "_old_forward"):
+            if state.get(name) is outer:
+                state[name] = inner
+        tidy(state, without(registry))
+
+    def tidy(state: dict[str, Any], others: HookRegistry) -> None:
+        """Drop what holds no hook any more, unless it was there before."""
+        state["_diffusers_hook"] = others
+        bound = () if "_old_forward" in state else ("forward",)
+        for name in () if others.hooks else ("_diffusers_hook", *bound):
+            if name not in before:
+                state.pop(name, None)
 
     def remove() -> None:
-        offloaded = inside_offload(lambda: registry.remove_hook(HOOK, recurse=False))
-        if not registry.hooks:
-            if not had_registry:
-                slots.pop("_diffusers_hook", None)
-            if not had_forward and not offloaded:
-                slots.pop("forward", None)
+        if registry.get_hook(HOOK) is hook:
+            inside_offload(lambda: registry.remove_hook(HOOK, recurse=False))
+        tidy(slots, registry)
 
-    inside_offload(lambda: registry.register_hook(hook, HOOK))
-    return remove
+    try:
+        inside_offload(lambda: registry.register_hook(hook, HOOK))
+        outer = slots["_old_forward" if "_old_forward" in slots else "forward"]
+        with clean_copies(module, clean):
+            yield
+    finally:
+        try:
+            remove()
+        except BaseException:  # it was interrupted; what is done already is not done again
+            remove()
+            raise
+
+
+def without(registry: HookRegistry) -> HookRegistry:
+    """A copy that has not our hook."""
+    twin = copy(registry)
+    rest = [i for i, name in enumerate(registry._hook_order) if name != HOOK]
+    twin._hook_order, twin._fn_refs = (
+        [every[i] for i in rest] for every in (registry._hook_order, registry._fn_refs)
+    )
+    twin.hooks = {name: registry.hooks[name] for name in twin._hook_order}
+    twin._child_registries_cache = None
+    return twin
+
+
+@contextmanager
+def lists_anew(transformer: nn.Module) -> Iterator[None]:
+    """Afterwards diffusers forgets its list of the submodules with hooks, made inside."""
+    try:
+        yield
+    finally:
+        for part in transformer.modules():
+            if (registry := getattr(part, "_diffusers_hook", None)) is not None:
+                registry._child_registries_cache = None
 
 
 def keywords(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -271,24 +314,29 @@ def on_image_rows(operator: Callable[[Tensor], Tensor], states: Tensor, n_text: 
     return torch.cat([states[:, :n_text], operator(states[:, n_text:])], dim=1)
 
 
-def tap_processor(processor: Any) -> Callable[[], None]:
+@contextmanager
+def tapped(processor: Any) -> Iterator[None]:
     """Let `Session.at_attention` say what key, value and mask an attention processor attends to.
 
     Or what comes of it, where a look at the layer has computed that.
 
-    The processor's class becomes a subclass that runs the same code with `dispatch_attention_fn`
-    rebound. The returned function undoes it.
+    Inside, the processor's class is a subclass that runs the same code with `dispatch_attention_fn`
+    rebound. Copies are of the class itself.
 
     Raises:
         ToPiError: the processor does not attend through `dispatch_attention_fn`.
     """
-    cls = type(processor)
-    processor.__class__ = tapped_class(cls)
+    stock = getattr(processor, "stock", type(processor))  # what is made from a tapped one is tapped
+    processor.__class__ = tapped_class(stock)
+    try:
+        yield
+    finally:
+        processor.__class__ = stock
 
-    def restore() -> None:
-        processor.__class__ = cls
 
-    return restore
+def is_tapped(processor: Any) -> bool:
+    """Is it of a class made by `tapped_class`?"""
+    return "stock" in vars(type(processor))
 
 
 @cache
@@ -301,7 +349,7 @@ def tapped_class(cls: type) -> type:
             "restore diffusers' default processor."
         )
 
-    def tapped(
+    def attend(
         query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **rest: Any
     ) -> Tensor:
         # a compiled block is one that nobody looks into
@@ -311,10 +359,15 @@ def tapped_class(cls: type) -> type:
                 return output
         return dispatch(query, key, value, attn_mask=attn_mask, **rest)
 
+    def reduce(self: Any, protocol: int) -> tuple:
+        _, (_, *arguments), *rest = cls.__reduce_ex__(self, protocol)
+        return cls.__new__, (cls, *arguments), *rest
+
     known = cls.__call__.__globals__
     rotations = {name: per_sample(known[name]) for name in ROTATIONS if name in known}
-    call = rebind(cls.__call__, dispatch_attention_fn=tapped, **rotations)
-    return type(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__})
+    call = rebind(cls.__call__, dispatch_attention_fn=attend, **rotations)
+    changed = {"__call__": call, "__reduce_ex__": reduce, "stock": cls}
+    return type(cls.__name__, (cls,), {**changed, "__module__": cls.__module__})
 
 
 _running: ContextVar["Session | None"] = ContextVar("session whose block runs", default=None)

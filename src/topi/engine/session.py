@@ -8,7 +8,6 @@ from threading import Lock
 from typing import Any, Protocol
 
 import torch
-from diffusers.hooks import HookRegistry
 from torch import Tensor
 
 from topi.engine.attention import OwnAttention, is_stock, known, weigh_text
@@ -16,22 +15,15 @@ from topi.engine.call import BlockInput, Call, CallRecord, Merge
 from topi.engine.caller import PipelineCall, current_pipeline_call
 from topi.engine.compiling import refuse_frozen_hooks
 from topi.engine.conflicts import refuse_other_holders, refuse_residuals
-from topi.engine.hooks import (
-    BlockHook,
-    MergeAttentionHook,
-    MergeMLPHook,
-    MergeNormHook,
-    MergeProjectionHook,
-    RootHook,
-    add_hook,
-    hooked,
-    offloaded_by_group,
-    tap_processor,
-)
+from topi.engine.hooks import RootHook, hooked, lists_anew, offloaded_by_group
+from topi.engine.inside import Inside
 from topi.engine.tracker import StepTracker, steps_left
 from topi.engine.transfer import send
 from topi.errors import ToPiError
 from topi.models.adapter import Adapter
+from topi.models.held import held
+
+ATTACHED = "Another method is attached to this {}; leave its `with` block first."
 
 
 class Callbacks(Protocol):
@@ -166,21 +158,16 @@ class Session:
                 distributed in a way that no method can work with.
         """
         transformer = self.adapter.transformer
-        if hooked(transformer):
-            raise ToPiError(
-                f"Another method is attached to this {type(transformer).__name__}; "
-                "leave its `with` block first."
-            )
-        self._refuse_what_cannot_work()
         with ExitStack() as undo:
-            remove_root = add_hook(transformer, RootHook(self))
-            # diffusers keeps a list of the submodules with hooks; drop it last, when ours are gone
-            registry = HookRegistry.check_if_exists_or_initialize(transformer)
-            undo.callback(registry.invalidate_child_registries_cache)
-            undo.callback(remove_root)
-            self._attach_blocks(undo.callback)
+            undo.enter_context(held([transformer], ATTACHED))
+            self._refuse_what_cannot_work()
+            undo.enter_context(lists_anew(transformer))
+            undo.enter_context(hooked(transformer, RootHook(self)))
+            self._inside = Inside(self, undo.enter_context(ExitStack()))
+            self._inside.attach()
             undo.callback(self.reset)
             yield
+            self._refuse_another_transformer()
 
     def _refuse_what_cannot_work(self) -> None:
         """See `attached`."""
@@ -199,22 +186,16 @@ class Session:
                 "them; leave it off, or use another kind of offloading."
             )
 
-    def _attach_blocks(self, undo: Callable[[Callable[[], None]], Any]) -> None:
-        processors: dict[int, Any] = {}
-        for layer, block in enumerate(self.adapter.blocks):
-            undo(add_hook(block, BlockHook(self, layer)))
-            points = self.adapter.merge_points(layer)
-            taps = self.method.observes or self.method.reuses or self.trim_last
-            if taps and id(points.attention.processor) not in processors:
-                processor = processors[id(points.attention.processor)] = points.attention.processor
-                undo(tap_processor(processor))
-            if self.method.merges:
-                undo(add_hook(points.attention, MergeAttentionHook(self, points)))
-                if points.mlp is not None:
-                    undo(add_hook(points.mlp, MergeMLPHook(self, points)))
-                if points.norm is not None:
-                    undo(add_hook(points.norm, MergeNormHook(self)))
-                    undo(add_hook(points.projection, MergeProjectionHook(self)))
+    def _refuse_another_transformer(self) -> None:
+        """Raises ToPiError if the pipeline has got one, which ran without the method."""
+        transformer = self.adapter.transformer
+        current = getattr(self.pipeline, "transformer", None)
+        current = getattr(current, "_orig_mod", current)
+        if current not in (None, transformer):
+            raise ToPiError(
+                f"The pipeline has got another transformer inside the `with` block, which "
+                f"{type(self.method).__name__} was not attached to; exchange it before."
+            )
 
     def reset(self) -> None:
         """Forget the pipeline call; the trace stays until the next one begins."""
@@ -264,6 +245,7 @@ class Session:
         self, kwargs: Mapping[str, Any], context: str | None, caller: PipelineCall | None
     ) -> Iterator[None]:
         """Surround one forward of the transformer, of which `caller` is the pipeline call."""
+        self._inside.follow()
         refuse_frozen_hooks(self.adapter, self.pipeline, attached=True)
         refuse_other_holders(self.adapter, attached=True)
         layout = self.adapter.layout(kwargs)

@@ -8,13 +8,15 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from topi.engine import BlockInput, Call, CallRecord, Merge, Session
-from topi.errors import ToPiError
 from topi.methods.parameters import check_layers, check_one_of, check_share, check_whole, plain
 from topi.models import ModelFacts, adapter_for
+from topi.models.held import held
 from topi.models.rope import take_rows
 
 __all__ = ["BlockInput", "Call", "CallRecord", "Merge", "Method"]
 __all__ += ["check_layers", "check_one_of", "check_share", "check_whole"]
+
+IN_USE = "This {} object is in use; leave its `with` block first or make another one."
 
 
 @dataclass
@@ -34,7 +36,6 @@ class Method:
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     front_layers: ClassVar[int] = 0
     trace: list[CallRecord] = field(default_factory=list, init=False, repr=False, compare=False)
-    _attached: bool = field(default=False, init=False, repr=False, compare=False)
     _seed: int = field(default=0, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -51,6 +52,9 @@ class Method:
     def __call__(self, model: Any, seed: int = 0, trim_last: bool = False) -> Iterator[Self]:
         """Attach to a pipeline or its transformer for the length of a `with` block.
 
+        An attempt that fails changes nothing. Copies and pickles of the pipeline that are made
+        inside are without the method, and a copy of the method can be attached elsewhere.
+
         Args:
             seed: at least 0; what the method draws at random depends on it.
             trim_last: a gain that is free with any method that does not merge: in the last block
@@ -61,23 +65,22 @@ class Method:
             ToPiError: the model is not supported or does not fit the parameters, this object is in
                 use already, or another method holds the model.
         """
-        for part in self.parts:
-            if part._attached:
-                raise ToPiError(
-                    f"This {type(part).__name__} object is in use; "
-                    "leave its `with` block first or make another one."
-                )
-        seed = check_whole("seed", seed, least=0)
-        adapter = adapter_for(model)
-        self.prepare(adapter.facts)
-        with self.around(model), Session(adapter, self, model, trim_last).attached():
-            for part in self.parts:
-                part._attached, part._seed = True, seed
+        parts = self.parts
+        with held(parts, IN_USE):
+            seed = check_whole("seed", seed, least=0)
+            adapter, attached = adapter_for(model), False
+            before = [(vars(part), dict(vars(part))) for part in parts]
             try:
-                yield self
+                self.prepare(adapter.facts)
+                with self.around(model), Session(adapter, self, model, trim_last).attached():
+                    for part in parts:
+                        part._seed = seed
+                    attached = True
+                    yield self
             finally:
-                for part in self.parts:
-                    part._attached = False
+                for now, then in () if attached else before:
+                    now.clear()
+                    now.update(then)
 
     def __add__(self, other: "Method") -> "Method":
         """Both at once; one of them must be a temporal cache.

@@ -11,6 +11,7 @@ import numpy as np
 from topi.errors import ToPiError
 from topi.methods.base import Call, Method
 from topi.methods.parameters import check_number
+from topi.models.held import replaced
 
 
 def thinned(sigmas: Any, count: int) -> list[float]:
@@ -61,11 +62,8 @@ class FewerSteps(Method):
             self._steps = full, count
             stock(*args, sigmas=sigmas if count == full else thinned(sigmas, count), **kwargs)
 
-        scheduler.set_timesteps = set_timesteps
-        try:
+        with replaced(scheduler, "set_timesteps", set_timesteps):
             yield
-        finally:
-            del scheduler.set_timesteps
 
     def begin(self, call: Call) -> None:
         """Of the full run's steps, as many as lie between this step and the next."""

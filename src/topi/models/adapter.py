@@ -224,6 +224,21 @@ class Adapter(ABC):
         """Gather whatever else a block receives per image token; by default there is nothing."""
         return kwargs
 
+    def known_points(self, layer: int) -> MergePoints:
+        """`merge_points`.
+
+        Raises:
+            ToPiError: the block is of another kind.
+        """
+        try:
+            return self.merge_points(layer)
+        except AttributeError as error:
+            kind = type(self.blocks[layer]).__name__
+            raise ToPiError(
+                f"Layer {layer} of this {type(self.transformer).__name__} is a {kind}, which "
+                f"methods do not know ({error}); use diffusers' own blocks."
+            ) from error
+
     @cached_property
     def blocks(self) -> tuple[nn.Module, ...]:
         """All blocks in the order they run; the index is the layer number."""
@@ -239,7 +254,7 @@ class Adapter(ABC):
         return ModelFacts(
             name=type(self.transformer).__name__,
             stacks=stacks,
-            scopes=tuple(self.merge_points(layer).scopes for layer in range(sum(stacks))),
+            scopes=tuple(self.known_points(layer).scopes for layer in range(sum(stacks))),
             representative_layers=tuple(layers) if layers else None,
             temporal_cache=cache or self.published_cache.get(stacks, {}),
         )

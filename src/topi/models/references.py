@@ -1,14 +1,15 @@
 """References of another size than the pipeline would give them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from topi.errors import ToPiError
 from topi.models.adapter import Grid
+from topi.models.held import clean_copies, replaced
 
 
 def resized(picture: Tensor, scale: float, token: int) -> Tensor:
@@ -63,10 +64,22 @@ def resized_references(pipe: Any, scale: float) -> Iterator[list[Grid]]:
                 sample[1:] = shapes
         return args, kwargs
 
-    setattr(pipe, name, prepare)
-    undo = pipe.transformer.register_forward_pre_hook(recount, with_kwargs=True)
-    try:
+    with replaced(pipe, name, prepare), called_before(pipe.transformer, recount):
         yield full
+
+
+@contextmanager
+def called_before(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+    """`function(module, args, kwargs)` says with which arguments a module is called; not copies."""
+    handle = module.register_forward_pre_hook(function, with_kwargs=True)
+
+    def clean(state: dict[str, Any]) -> None:
+        for name in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
+            state[name] = state[name].copy()
+            state[name].pop(handle.id, None)
+
+    try:
+        with clean_copies(module, clean):
+            yield
     finally:
-        undo.remove()
-        delattr(pipe, name)
+        handle.remove()
