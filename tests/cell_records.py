@@ -1,4 +1,9 @@
-"""Records of a cell with every field that has to be there."""
+"""Records of a cell with every field that has to be there, and how such records get damaged."""
+
+import json
+
+OTHERS = (None, True, -1, 1.5, 10**30, "", "../x", [], [[]], {}, {"x": []}, [None], float("nan"))
+DEEP = "@deep@"
 
 
 def about(**more):
@@ -18,3 +23,20 @@ def row(sample, index=0, **more):
 def pair(sample, repeat=0, **more):
     """A timed pair of runs of a sample."""
     return {"sample": sample, "repeat": repeat, "seconds_full": 2.0, "seconds_method": 1.0} | more
+
+
+def mutated(content, dice):
+    """The JSON of a record with one field dropped, of another type or value, or nested deeply."""
+    content = json.loads(json.dumps(content))
+    inside = content
+    while True:
+        key = dice.choice([*inside] if isinstance(inside, dict) else range(len(inside)))
+        if not (isinstance(inside[key], dict | list) and inside[key] and dice.random() < 0.6):
+            break
+        inside = inside[key]
+    choice = dice.choice(["drop", "deep", "other", "other", "other"])
+    if choice == "drop":
+        del inside[key]
+    else:
+        inside[key] = DEEP if choice == "deep" else dice.choice(OTHERS)
+    return json.dumps(content).replace(f'"{DEEP}"', "[" * 5000 + "]" * 5000)

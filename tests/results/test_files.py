@@ -1,5 +1,7 @@
 """Whatever happens to a process or a disk, a file is whole or absent."""
 
+import json
+import os
 import resource
 import subprocess
 import sys
@@ -86,3 +88,46 @@ def test_a_lock_has_one_holder_and_ends_with_it(tmp_path):
         assert subprocess.run(ask, capture_output=True, text=True).stdout == "False\n"
     assert not files.is_locked(path)
     assert subprocess.run(ask, capture_output=True, text=True).stdout == "True\n"
+
+
+def test_every_flipped_bit_of_a_line_is_noticed(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    records = [{"sample": f"s{i}", "psnr": 30.5 + i, "instruction": "é \u2028"} for i in range(2)]
+    for record in records:
+        files.append(path, record)
+    assert files.read_lines(path) == (records, 0)
+    sound = path.read_bytes()
+    for bit in range(8 * len(sound)):
+        damaged = bytearray(sound)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            read, torn = files.read_lines(path)
+        except ToPiError as error:
+            assert "rows.jsonl" in str(error)
+        else:
+            assert torn or read == records, bytes(damaged)
+
+
+def test_lines_of_earlier_versions_have_no_checksum(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"n": 1, "model": "topi_all"}\n{"n": 2}\n{}\n')
+    files.append(path, {"n": 3})
+    records = [{"n": 1, "model": "topi_all"}, {"n": 2}, {}, {"n": 3}]
+    assert files.read_lines(path) == (records, 0)
+    assert [json.loads(line)["n"] for line in path.read_text().splitlines()[::3]] == [1, 3]
+    files.write_lines(path, records)
+    assert files.read_lines(path) == (records, 0)
+
+
+def test_an_image_with_a_flipped_bit_is_damaged(tmp_path):
+    path = tmp_path / "a.png"
+    files.write_image(path, Image.effect_noise((32, 32), 90))
+    assert files.is_sound_image(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(1, 1))
+    assert not files.is_sound_image(path)
+    with pytest.raises(ToPiError, match=r"a\.png cannot be read"):
+        files.read_image(path)

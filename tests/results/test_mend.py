@@ -1,11 +1,14 @@
 """A cell whose files are damaged, whose disk fills up or whose process is killed anywhere."""
 
 import json
+import random
+import shutil
 import subprocess
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
-from cell_records import about, pair, row
+from cell_records import about, mutated, pair, row
 from PIL import Image
 
 from topi.errors import ToPiError
@@ -57,7 +60,17 @@ def edit_line(path, number, text):
 
 
 @pytest.mark.parametrize(
-    "damage", ['{"sample": "b", "ps', "\0" * 40, "[1]", '{"sample": 7}', "[" * 5000]
+    "damage",
+    [
+        '{"sample": "b", "ps',
+        "\0" * 40,
+        "[1]",
+        '{"sample": 7}',
+        "[" * 5000,
+        json.dumps({k: v for k, v in row("b", 1).items() if k != "psnr"}),
+        json.dumps(row("b", 1, psnr=float("nan"))),
+        json.dumps(row("b", 1, keep_ratio="0.5")),
+    ],
 )
 def test_a_damaged_row_is_set_aside_and_computed_again(cell, whole, caplog, damage):
     path = cell.path / "rows.jsonl"
@@ -107,6 +120,86 @@ def test_without_a_manifest_nothing_is_trusted(cell, whole, caplog, content):
     assert (aside / "manifest.json").read_bytes() == content
     assert len((aside / "rows.jsonl").read_text().splitlines()) == 4
     assert (aside / "images" / "a.png").is_file()
+
+
+def cut_line(path):
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+
+
+def make_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def make_dangling(path):
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def damage_picture(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize(
+    ("name", "lose", "words"),
+    [
+        ("manifest.json", Path.unlink, "manifest.json cannot be read"),
+        ("manifest.json", make_folder, "manifest.json cannot be read"),
+        ("manifest.json", make_dangling, "symbolic link"),
+        ("complete.json", make_folder, "complete.json"),
+        ("rows.jsonl", cut_line, "lacks 1 of 4 samples"),
+        ("rows.jsonl", Path.unlink, "lacks 4 of 4 samples"),
+        ("latency.jsonl", cut_line, "lacks 1 of 4 timed pairs"),
+        ("images/b.png", Path.unlink, "lacks 1 of 4 pictures, as that of b"),
+    ],
+)
+def test_a_complete_cell_that_lost_something_says_so_and_computes_it(
+    cell, whole, name, lose, words
+):
+    lose(cell.path / name)
+    (found,) = Store(cell.path.parents[1]).find_cells()
+    assert (found.complete, found.state[:9]) == (False, "damaged: ")
+    assert words in found.state
+    work(found)
+    assert facts(found) == whole
+
+
+def test_a_damaged_picture_and_mask_are_computed_again(cell, whole):
+    damage_picture(cell.path / "images" / "c.png")
+    (cell.path / "masks").mkdir()
+    (cell.path / "masks" / "a.json").write_text('{"grids": [[1, 1]], "anchors": [{"kept": [7]}]}')
+    cell.start(manifest())
+    assert [row["sample"] for row in cell.rows] == ["b", "d"]
+    work(cell)
+    assert facts(cell) == whole
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"message": 7}', "[" * 9999])
+def test_a_damaged_reason_of_failure_hides_nothing(cell, content):
+    (cell.path / "complete.json").unlink()
+    (cell.path / "failed.json").write_text(content)
+    assert cell.state.startswith("failed: the reason is not known")
+
+
+def test_a_cell_with_any_damaged_record_is_told_and_mended(tmp_path, cell, whole):
+    """A field that is missing, of another type or nested deeply."""
+    dice = random.Random(0)
+    for number in range(60):
+        path = tmp_path / str(number)
+        shutil.copytree(cell.path.parents[1], path)
+        other = Store(path).cell(cell.key)
+        other.fail("no luck")
+        name = dice.choice(["manifest.json", "manifest.json", "complete.json", "failed.json"])
+        content = mutated(json.loads((other.path / name).read_text()), dice)
+        (other.path / name).write_text(content)
+        (found,) = Store(path).find_cells()
+        assert found.state.startswith(("damaged: ", "complete")), content[:999]
+        try:
+            work(found)
+        except ToPiError as error:
+            assert "other conditions" in str(error), content[:999]
+        else:
+            assert facts(found) == whole, content[:999]
 
 
 def test_a_sound_cell_is_left_as_it_is(cell):
