@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 IMAGE = Image.new("RGB", (8, 8))
 SAMPLES = 8
 LOOSE = {"check_dtype": False, "check_categorical": False, "check_like": True}
+ROW = {k: v for k, v in cell_records.row("b").items() if k != "psnr"}
+NAN = {"psnr": float("nan")}
 opened: list[str] | None = None
 
 
@@ -128,6 +130,70 @@ def test_infinite_and_missing_scores_are_counted_apart(store):
         assert (line["n"], line["psnr_n"], line["psnr_infinite"], line["lpips_n"]) == (2, 1, 1, 1)
 
 
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def flip(path):
+    """A bit in the data of a column that is read."""
+    columns = module.pq.read_metadata(path).row_group(0)
+    column = columns.column(0 if path.name == "cells.parquet" else columns.num_columns - 1)
+    content = bytearray(path.read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    content[start + column.total_compressed_size - 3] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["cells.parquet", "rows.parquet", "latency.parquet"])
+@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
+def test_a_damaged_segment_is_read_from_the_logs_and_written_anew(store, caplog, name, damage):
+    before, sums = facts(store), len(store.moments(SCORES))
+    store.compact()
+    damage(store.root / module.FOLDER / "0" / name)
+    assert_same(facts(store), before)
+    assert len(store.moments(SCORES)) == sums
+    assert "0 is damaged" in caplog.text or (name, damage) == ("cells.parquet", Path.unlink)
+    assert store.compact() == 29
+    assert_same(facts(store), before)
+
+
+def test_a_segment_with_other_columns_is_damaged(store):
+    store.compact()
+    path = store.root / module.FOLDER / "0" / "cells.parquet"
+    table = module.pq.read_table(path)
+    module.pq.write_table(table.set_column(7, "count", table["created"]), path)
+    assert held(store) == []
+    assert store.compact() == 29
+
+
+def test_a_store_of_compacted_cells_alone_has_rows_with_parameters(synthesise, tmp_path):
+    store = Store(tmp_path)
+    synthesise(store.root, 3, SAMPLES)
+    settle(store)
+    assert store.compact() == 3
+    rows = store.rows()
+    known = {cell.key: cell.manifest["params"] for cell in store.load_cells()}
+    assert all(
+        params == known[key] for key, params in zip(rows["cell"], rows["params"], strict=True)
+    )
+    assert len(rows) == 3 * SAMPLES
+
+
+def test_a_compacted_cell_that_loses_a_picture_is_looked_at_again(store):
+    cell = with_pictures(store.cell(store.load_cells()[0].key))
+    cell.finish()
+    settle(store)
+    store.compact()
+    assert cell.key in held(store)
+    next((cell.path / "images").iterdir()).unlink()
+    assert cell.key not in held(store)
+    (found,) = [each for each in store.load_cells() if each.key == cell.key]
+    assert "lacks 1 of 8 pictures" in found.state
+    settle(store)
+    store.compact()
+    assert cell.key not in held(store)
+
+
 def files_opened(action):
     global opened
     opened = []
@@ -195,7 +261,15 @@ def assert_frames_count(store, count):
 
 @pytest.mark.parametrize(
     "damage",
-    ['{"sample": "b", "ps', '{"sample": 7}', '{"psnr": 1}', '{"sample": "../x"}', "[1]", "\0" * 9],
+    [
+        '{"sample": "b", "ps',
+        '{"sample": 7}',
+        json.dumps(ROW),
+        json.dumps(ROW | NAN),
+        '{"sample": "../x"}',
+        "[1]",
+        "\0" * 9,
+    ],
 )
 def test_a_damaged_cell_stays_out(store, damage, caplog):
     path = store.load_cells()[0].path / "rows.jsonl"

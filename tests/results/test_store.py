@@ -8,6 +8,8 @@ import pytest
 from cell_records import about, row
 from PIL import Image
 
+from topi import cli
+from topi.errors import ToPiError
 from topi.results import Store
 
 IMAGE = Image.new("RGB", (16, 16), "red")
@@ -121,3 +123,45 @@ def test_a_second_configuration_of_a_cell_leaves_its_label(cell):
     cell.add_label("topi tau=0.8")
     assert cell.manifest["label"] == "topi tau=0.8"
     assert cell.labels == ["topi tau=0.8", "topi layers=random:3"]
+
+
+def test_references_of_a_sample_are_its_own_and_in_order(tmp_path):
+    full = Store(tmp_path).full("m-1")
+    colours = [(i, 0, 0) for i in range(12)]
+    full.add("1", IMAGE, [Image.new("RGB", (4, 4), colour) for colour in colours])
+    full.add("1_0", IMAGE, [IMAGE])
+    assert [image.getpixel((0, 0)) for image in full.references("1")] == colours
+    assert len(full.references("1_0")) == 1
+    assert full.has("1") and full.has("1_0")
+    (full.path / "references" / "1_0_0.png").unlink()
+    assert full.has("1") and not full.has("1_0")
+
+
+@pytest.mark.parametrize("target", ["nowhere", "loop", "../full", "file"])
+def test_an_entry_that_is_no_cell_hides_no_other(cell, tmp_path, capsys, target):
+    cell.start(manifest())
+    cells = tmp_path / "cells"
+    (cells / "loop").symlink_to(target)
+    (cells / "notes.txt").touch()
+    (cells / "locked").mkdir()
+    (cells / "locked" / ".lock").touch()
+    store = Store(tmp_path)
+    assert [found.key for found in store.find_cells()] == ["loop", cell.key]
+    assert [found.key for found in store.load_cells()] == [cell.key]
+    assert cli.main(["status", "--store", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "partial 0/2" in told and "damaged" in told
+    with pytest.raises(ToPiError, match="loop"), store.cell("loop").lock():
+        pass
+
+
+def test_rows_of_a_damaged_cell_are_left_out_of_those_of_all(cell, tmp_path, caplog):
+    store = Store(tmp_path)
+    for each in (cell, store.cell("other")):
+        each.start(manifest())
+        each.add_row(row("a"), IMAGE, None)
+    with (cell.path / "rows.jsonl").open("a") as file:
+        file.write("{}\n")
+    assert set(store.rows()["cell"]) == {"other"}
+    assert len(store.moments(["psnr"])) == 1
+    assert f"left out: {cell.key} is damaged" in caplog.text

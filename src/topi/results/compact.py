@@ -376,7 +376,7 @@ def _write(part: Path, cells: Sequence[tuple[dict[str, Any], dict[str, pa.Table]
         tables[name] = _concat([records[name] for _, records in cells], types)
     for name, table in tables.items():
         path = part / f"{name}.parquet"
-        pq.write_table(table, path, compression="zstd")
+        pq.write_table(table, path, compression="zstd", write_page_checksum=True)
         files.sync(path)
     files.sync(part)
 
