@@ -10,6 +10,7 @@ def about(**more):
     """A manifest."""
     fields = {"key": "m-1", "model": "m", "method": "topi", "label": "topi", "params": {}}
     fields |= {"count": 2, "created": "2026-01-01T10:00:00", "full_key": "m-1", "full": {}}
+    fields |= {"steps": 3}
     return fields | more
 
 

@@ -257,6 +257,9 @@ def check_cells(store: str, name: str) -> Iterator[dict[str, Any]]:
         except ToPiError as error:
             yield about | {"why": str(error)}
             continue
+        except KeyError as error:
+            yield about | {"why": f"its manifest or its rows do not have {error}."}
+            continue
         counted = fmean(row["flop_speedup"] for row in cell.rows)
         ratios = [pair["seconds_full"] / pair["seconds_method"] for pair in pairs]
         checked = {

@@ -16,7 +16,7 @@ from topi.results.bench import bench_run, load_benches
 IMAGE = Image.new("RGB", (8, 8), "red")
 SECRET = b'{"sample": "a", "secret": 1}\n'
 MANIFEST = {"key": "k", "model": "m", "method": "topi", "label": "x", "params": {}, "count": 2}
-MANIFEST |= {"full_key": "f", "full": {"seed": 0}, "created": "2026-01-01"}
+MANIFEST |= {"full_key": "f", "full": {"seed": 0}, "created": "2026-01-01", "steps": 3}
 
 
 def compute(root):

@@ -66,7 +66,7 @@ class Manifest(_Open):
     trim_last: NotRequired[bool]
     full_key: Name
     seed: NotRequired[int]
-    steps: NotRequired[Count]
+    steps: Count
     count: Count
     weights: NotRequired[str]
     data: NotRequired[str]

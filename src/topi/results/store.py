@@ -87,6 +87,7 @@ class Cell:
         """How many samples it has, None if that cannot be read, and its `damage`."""
         if self.compacted:
             return self.compacted.rows, None
+        self.__dict__.pop("manifest", None)  # it may be gone by now
         try:
             count, rows, pairs = self.manifest["count"], self.rows, self.latency
             samples = [row["sample"] for row in rows]
