@@ -38,7 +38,6 @@ def mend(cell: Path, pictures: Path | None = None) -> dict[str, Any] | None:
         ToPiError: the folder cannot be written.
     """
     with files.writing(cell):
-        clear_up(cell)
         known = mend_manifest(cell, Manifest)
         places = [cell, *([pictures] if pictures else [])]
         for name, kind, identity in (
@@ -93,7 +92,11 @@ def contents(cell: Path) -> list[Path]:
 
 
 def mend_manifest(cell: Path, kind: Any) -> dict[str, Any] | None:
-    """The manifest of a cell, a probe or a benchmark; without one, all it holds is set aside."""
+    """The manifest of a cell, a probe or a benchmark; without one, all it holds is set aside.
+
+    What killed processes were writing is removed before, see `clear_up`.
+    """
+    clear_up(cell)
     try:
         return files.read_json(cell / "manifest.json", kind)
     except ToPiError as error:

@@ -305,8 +305,9 @@ class Cell:
                 if (damaged := part.path / QUARANTINE).is_dir():
                     damaged.replace(new_quarantine(self.path) / part.key)
                 shutil.rmtree(part.path)
-        with suppress(OSError):
-            self._shards.rmdir()  # unless some are still there
+        with suppress(OSError):  # some are still there, of this cell or of others
+            self._shards.rmdir()
+            self._shards.parent.rmdir()
 
     def _take_in(self, part: "Cell", about: Mapping[str, Any], mixed: bool) -> None:
         known = self.manifest
@@ -380,11 +381,13 @@ class FullOutputs:
         return self.path.name
 
     def start(self, manifest: Mapping[str, Any]) -> None:
-        """Write the manifest, once, or again if it is damaged."""
-        try:
-            files.read_json(self.path / "manifest.json", FullRun)
-        except ToPiError:
-            files.write_json(self.path / "manifest.json", dict(manifest))
+        """Write the manifest, once, or again if it is damaged; clear up after killed processes."""
+        with self.claim():
+            clear_up(self.path)
+            try:
+                files.read_json(self.path / "manifest.json", FullRun)
+            except ToPiError:
+                files.write_json(self.path / "manifest.json", dict(manifest))
 
     @contextmanager
     def claim(self) -> Iterator[None]:
