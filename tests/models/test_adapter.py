@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import Flux2KleinKVPipeline
 
 from topi import Full, ToPi
@@ -183,19 +184,60 @@ class TestLayout:
         assert image_grids(sequence[None]) == ((4, 5), (2, 3), (3, 2))
         assert image_grids(ids(0, 4, 5)) == ((4, 5),)
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+    @pytest.mark.parametrize("grid", [(1, 1), (1, 300), (300, 1), (2, 260), (260, 2), (300, 270)])
+    def test_grids_are_counted_as_low_precision_rounds_positions(self, grid, dtype):
+        cells = torch.cartesian_prod(*map(torch.arange, grid))
+        ids = torch.cat([F.pad(cells, (1, 0), value=image) for image in (0, 1)]).to(dtype)
+        assert image_grids(ids) == (grid, grid)
+
+    def test_kontext_edits_long_banners_in_bf16(self, tiny):
+        pipe, call = tiny("flux", dtype=torch.bfloat16)
+        arguments = call(steps=1, size=(4160, 32))
+        layout = adapter_for(pipe).layout(transformer_calls(pipe, arguments)[0])
+        assert (layout.target_grid, layout.reference_grids) == ((2, 260), ((2, 260),))
+
     def test_flux2_reads_every_reference_once_for_a_pipeline_call(self, tiny, monkeypatch):
         pipe, call = tiny("flux2")
         read = []
         monkeypatch.setattr(
-            "topi.models.flux2.image_grids", lambda ids: read.append(1) or image_grids(ids)
+            "topi.models.flux.image_grids", lambda ids: read.append(1) or image_grids(ids)
         )
-        adapter, images = adapter_for(pipe), [random_image((160, 96)), random_image((64, 256))]
-        for _ in range(2):
-            for kwargs in transformer_calls(pipe, call(steps=3, references=images)):
-                layout = adapter.layout(kwargs)
-                assert layout.target_grid == (8, 8)
-                assert layout.reference_grids == ((6, 10), (16, 4))
+        images = [random_image((160, 96)), random_image((64, 256))]
+        with Full()(pipe) as method:
+            for _ in range(2):
+                pipe(**call(steps=3, references=images))
+                for record in method.trace:
+                    assert record.layout.target_grid == (8, 8)
+                    assert record.layout.reference_grids == ((6, 10), (16, 4))
         assert len(read) == 2
+
+    @pytest.mark.parametrize("kind", ["flux", "flux2"])
+    def test_another_grid_of_as_many_tokens_is_seen_in_a_loop_of_ones_own(self, tiny, kind):
+        """Also if the loop keeps its `txt_ids`, or writes new positions to the old tensor."""
+        pipe, call = tiny(kind)
+        wide, high = (
+            transformer_calls(
+                pipe, call(steps=1, size=size, references=[random_image((128, 128))])
+            )[0]
+            for size in ((256, 64), (64, 256))
+        )
+        adapter = adapter_for(pipe)
+        assert adapter.layout(wide).target_grid == (4, 16)
+        assert adapter.layout({**wide, "img_ids": high["img_ids"]}).target_grid == (16, 4)
+        assert adapter.layout(wide).target_grid == (4, 16)
+        wide["img_ids"].copy_(high["img_ids"])
+        assert adapter.layout(wide).target_grid == (16, 4)
+
+    @pytest.mark.parametrize("kind", ["flux", "flux2"])
+    def test_positions_that_a_loop_keeps_are_read_once(self, tiny, kind, monkeypatch):
+        pipe, call = tiny(kind)
+        read, kwargs = [], transformer_calls(pipe, call(steps=1))[0]
+        monkeypatch.setattr(
+            "topi.models.flux.image_grids", lambda ids: read.append(1) or image_grids(ids)
+        )
+        adapter = adapter_for(pipe)
+        assert adapter.layout(kwargs) == adapter.layout(dict(kwargs)) and len(read) == 1
 
     def test_the_pipeline_of_flux2_with_a_store_of_its_own_is_refused(self, tiny):
         pipe, call = tiny("flux2", seed=1)  # which puts processors of its own into the model
@@ -212,8 +254,18 @@ class TestLayout:
         ids = torch.tensor([[1.0, 0, 0], [0, 0, 0]])
         with pytest.raises(ToPiError, match="target tokens must come first"):
             image_grids(ids)
-        with pytest.raises(ToPiError, match="rectangle"):
-            image_grids(torch.tensor([[0.0, 0, 0], [0, 1, 1]]))
+        rows, columns = torch.cartesian_prod(torch.arange(2), torch.arange(3)).T
+        for cells in (
+            [(0, 0), (1, 1)],
+            [(0, 0), (0, 1), (1, 0)],
+            [(0, 0), (0, 1), (1, 0), (1, 0)],
+            zip(columns, rows, strict=True),  # column by column
+            [(0, 0), (1, 0), (0, 0), (1, 0)],  # twice the same picture
+            [(0, 0), (0, 0)],
+            [(0, 0), (0, 2)],
+        ):
+            with pytest.raises(ToPiError, match="rectangle"):
+                image_grids(torch.tensor([(0.0, *cell) for cell in cells]))
 
 
 class TestRepresentativeLayers:

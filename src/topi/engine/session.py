@@ -248,7 +248,7 @@ class Session:
         self._inside.follow()
         refuse_frozen_hooks(self.adapter, self.pipeline, attached=True)
         refuse_other_holders(self.adapter, attached=True)
-        layout = self.adapter.layout(kwargs)
+        layout = self.adapter.layout(kwargs, caller)
         states = kwargs["hidden_states"]
         scheduler = getattr(caller.pipeline if caller else self.pipeline, "scheduler", None)
         timestep = kwargs["timestep"].flatten()[0]

@@ -144,8 +144,13 @@ class Adapter(ABC):
         """The block lists in the order they run."""
 
     @abstractmethod
-    def layout(self, kwargs: Mapping[str, Any]) -> Layout:
-        """Read the layout from the keyword arguments of a transformer call."""
+    def layout(self, kwargs: Mapping[str, Any], caller: Any = None) -> Layout:
+        """Read the layout from the keyword arguments of a transformer call.
+
+        Args:
+            caller: the pipeline call it is part of, in which no image changes its place; None in a
+                loop of one's own.
+        """
 
     @abstractmethod
     def inputs(self, layout: Layout, batch: int, device: torch.device) -> dict[str, Any]:

@@ -10,7 +10,15 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 
 from topi.errors import ToPiError
-from topi.models.adapter import Adapter, Grid, Layout, MergePoints, register, with_text_rows
+from topi.models.adapter import (
+    Adapter,
+    Grid,
+    Layout,
+    MergePoints,
+    register,
+    version,
+    with_text_rows,
+)
 from topi.models.rope import per_sample
 
 
@@ -49,7 +57,7 @@ class FluxAdapter(Adapter):
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__(transformer)
-        self._grids: tuple[Tensor | None, tuple[Grid, ...]] = (None, ())
+        self._read: tuple[Tensor | None, int | None, tuple[Grid, ...]] = (None, None, ())
 
     def stacks(self) -> tuple[nn.ModuleList, ...]:
         """The dual-stream blocks, then the single-stream blocks."""
@@ -59,14 +67,19 @@ class FluxAdapter(Adapter):
         """`img_ids` [N, 3]."""
         return kwargs["img_ids"]
 
-    def layout(self, kwargs: Mapping[str, Any]) -> Layout:
+    def layout(self, kwargs: Mapping[str, Any], caller: Any = None) -> Layout:
         """From the frames, rows and columns in `img_ids`."""
-        ids = kwargs["img_ids"]
-        # reading ids waits for the device; a pipeline uses one tensor for all its calls
-        if self._grids[0] is not ids:
-            self._grids = (ids, image_grids(ids))
-        target, *references = self._grids[1]
+        target, *references = self._grids(kwargs, caller)
         return Layout(kwargs["encoder_hidden_states"].shape[1], target, tuple(references))
+
+    def _grids(self, kwargs: Mapping[str, Any], caller: Any) -> tuple[Grid, ...]:
+        ids = kwargs["img_ids"]
+        known, written, grids = self._read
+        # reading ids waits for the device; a pipeline uses one tensor for all its calls
+        if known is not ids or written != version(ids):
+            grids = image_grids(ids)
+            self._read = ids, version(ids), grids
+        return grids
 
     def inputs(self, layout: Layout, batch: int, device: torch.device) -> dict[str, Any]:
         """Of a pipeline call; `img_ids` holds each token's image, row and column."""
@@ -126,20 +139,35 @@ class FluxAdapter(Adapter):
 def image_grids(ids: Tensor) -> tuple[Grid, ...]:
     """The token grid of each image in `img_ids` [N, 3] or [B, N, 3], the target's first.
 
+    Counted, not read: low precision rounds positions above 256.
+
     Raises:
         ToPiError: the target does not come first, or an image is not a full rectangle of tokens.
     """
     ids = (ids[0] if ids.ndim == 3 else ids).float().cpu()
-    _, lengths = torch.unique_consecutive(ids[:, 0], return_counts=True)
-    grids = []
-    for image in ids.split(lengths.tolist()):
-        rows, columns = (image[:, 1:3].amax(0) - image[:, 1:3].amin(0) + 1).int().tolist()
-        if rows * columns != len(image):
-            raise ToPiError(
-                f"The {len(image)} tokens of an image span {rows} x {columns} positions; "
-                "only images that fill a rectangle of tokens are supported."
-            )
-        grids.append((rows, columns))
     if ids[0, 0] != 0:
         raise ToPiError("The target tokens must come first in the image sequence (img_ids 0, ...).")
-    return tuple(grids)
+    _, lengths = torch.unique_consecutive(ids[:, 0], return_counts=True)
+    return tuple(_grid(image[:, 1], image[:, 2]) for image in ids.split(lengths.tolist()))
+
+
+def _grid(rows: Tensor, columns: Tensor) -> Grid:
+    """The grid of one image's tokens, whose rows and columns [N] may be rounded."""
+    count = len(rows)
+    first_row = (columns.diff() >= 0).cumprod(0).sum() + 1  # until the column falls back
+    width = 1 if (columns == columns[0]).all() else int(first_row)
+    if count % width == 0:
+        rows, columns = (each.reshape(-1, width) for each in (rows, columns))
+        alike = (rows == rows[:, :1]).all() and (columns == columns[:1]).all()
+        if alike and _rises_by_one(rows[:, 0]) and _rises_by_one(columns[0]):
+            return count // width, width
+    raise ToPiError(
+        f"The {count} tokens of an image do not fill a rectangle row by row (img_ids); only images "
+        "that do are supported."
+    )
+
+
+def _rises_by_one(positions: Tensor) -> bool:
+    """Is each of the positions [n] one more than the last, up to the rounding of bf16?"""
+    off = positions - positions[0] - torch.arange(len(positions))
+    return bool((off.abs() <= 2 * (positions.abs().max() // 256)).all())

@@ -4,9 +4,10 @@
 nothing to prune.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from topi.errors import ToPiError
 from topi.models.adapter import Grid, Layout, MergePoints, register
-from topi.models.flux import FluxAdapter, image_grids
+from topi.models.flux import FluxAdapter
 
 AXES = 4
 """Of a position: image, row, column, and the place in the text."""
@@ -31,14 +32,15 @@ class Flux2Adapter(FluxAdapter):
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__(transformer)
-        self._read: list[tuple[Tensor, torch.Size, tuple[Grid, ...]]] = []
+        self._caller: Callable[[], Any] = lambda: None
+        self._of_texts: list[tuple[Tensor, torch.Size, tuple[Grid, ...]]] = []
 
     def positions(self, kwargs: Mapping[str, Any]) -> Tensor:
         """`txt_ids`: the pipelines put `img_ids` together anew at every step."""
         return kwargs["txt_ids"]
 
-    def layout(self, kwargs: Mapping[str, Any]) -> Layout:
-        """From `img_ids`, read once for every `txt_ids`.
+    def layout(self, kwargs: Mapping[str, Any], caller: Any = None) -> Layout:
+        """From `img_ids`, read once for every `txt_ids` of a pipeline call.
 
         Raises:
             ToPiError: the pipeline is `Flux2KleinKVPipeline`.
@@ -49,15 +51,19 @@ class Flux2Adapter(FluxAdapter):
                 "and computes no reference token after it, so that there is nothing left to prune; "
                 "use Flux2KleinPipeline."
             )
-        target, *references = self._grids_of(kwargs["img_ids"], kwargs["txt_ids"])
-        return Layout(kwargs["encoder_hidden_states"].shape[1], target, tuple(references))
+        return super().layout(kwargs, caller)
 
-    def _grids_of(self, ids: Tensor, text: Tensor) -> tuple[Grid, ...]:
-        for known, shape, grids in self._read:
-            if known is text and shape == ids.shape:
+    def _grids(self, kwargs: Mapping[str, Any], caller: Any) -> tuple[Grid, ...]:
+        if caller is None:  # a loop of one's own may keep its `txt_ids` for all pictures
+            return super()._grids(kwargs, caller)
+        if self._caller() is not caller:
+            self._caller, self._of_texts = ref(caller), []
+        text, shape = kwargs["txt_ids"], kwargs["img_ids"].shape
+        for known, of_shape, grids in self._of_texts:
+            if known is text and of_shape == shape:
                 return grids
-        grids = image_grids(ids)  # which waits for the device
-        self._read = [*self._read[-1:], (text, ids.shape, grids)]  # of both branches
+        grids = super()._grids(kwargs, caller)
+        self._of_texts = [*self._of_texts[-1:], (text, shape, grids)]  # of both branches
         return grids
 
     def inputs(self, layout: Layout, batch: int, device: torch.device) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class QwenAdapter(Adapter):
         """`img_shapes`."""
         return kwargs["img_shapes"]
 
-    def layout(self, kwargs: Mapping[str, Any]) -> Layout:
+    def layout(self, kwargs: Mapping[str, Any], caller: Any = None) -> Layout:
         """From `img_shapes`; it is the same for every sample of a batch.
 
         Raises:
