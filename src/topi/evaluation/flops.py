@@ -119,6 +119,7 @@ def alike_once(replay: Replay, counter: FlopCounterMode) -> Iterator[list[int]]:
             shapes = (*(each.shape for each in states), replay.inside(layer))
             if (key := (type(block_of[layer]), *shapes)) in known:
                 others.append(known[key])
+                replay.awaited = False  # a block that does not run has no attention to show
                 return states
             before = counter.get_total_flops()
             result = forward(**kwargs)
