@@ -48,7 +48,7 @@ class Player(Method):
 
     layer: int = 0
     seen: dict = field(default_factory=dict)
-    lengths: list = field(default_factory=list)
+    lengths: list = field(default_factory=list, init=False)
 
     @property
     def decides_before(self):
@@ -90,7 +90,8 @@ class TestEveryModel:
             assert {r.skipped_from for r in player.trace} == {layer}
             assert set(player.lengths) == {(layer, layout.n_image)}
             assert sorted(set(ran)) == list(range(layer))
-            assert {output.shape[1] for output in outputs} == {layout.n_target}
+            assert {output.shape[1] for output in outputs} == {layout.n_image}
+            assert not any(output[:, layout.n_target :].any() for output in outputs)
             assert len(recorder.seen) == len(player.trace)
         for hook in hooks:
             hook.remove()

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from topi import Full, RandomTokens, ToPi
+from topi import Full, RandomTokens, TaylorSeer, ToPi
 from topi.errors import ToPiError
 from topi.methods import METHODS, Method, make_method
 from topi.methods.probe import AttentionProbe
@@ -62,6 +62,40 @@ def test_full_records_every_call_as_full(qwen):
     assert [(r.step, r.branch, r.keep_ratio, r.kept, r.anchor) for r in method.trace] == [
         (step, branch, 1.0, None, False) for step in (0, 1) for branch in ("cond", "uncond")
     ]
+
+
+@pytest.mark.parametrize("kind", ["flux", "flux2", "qwen"])
+@pytest.mark.parametrize(
+    ("method", "trim_last"),
+    [
+        (RandomTokens(ratio=0.3, front_layers=1, first_anchor=0), False),
+        (make_method("ref_kv", first_anchor=0), False),
+        (make_method("regione", first_anchor=0, update_every=3), False),
+        (make_method("full") + TaylorSeer(interval=2), False),
+        (Full(), True),
+    ],
+    ids=["pruned", "stored", "frozen", "skipped", "trimmed"],
+)
+def test_the_transformer_returns_a_row_for_every_token(tiny, kind, method, trim_last):
+    """Whoever calls it directly finds the rows of the target first; the others may be zero."""
+    pipe, call = tiny(kind)
+    shapes, rows = set(), []
+
+    def look(module, args, kwargs, output):
+        shapes.add((kwargs["hidden_states"].shape[:2], output[0].shape[:2]))
+        rows.append(output[0])
+
+    handle = pipe.transformer.register_forward_hook(look, with_kwargs=True)
+    try:
+        with method(pipe, trim_last=trim_last):
+            pipe(**call(steps=4, cfg=False))
+    finally:
+        handle.remove()
+    ((given, returned),) = shapes
+    assert given == returned
+    n_target = method.trace[-1].layout.n_target
+    assert all(output[:, :n_target].any(-1).all() for output in rows)
+    assert not all(output[:, n_target:].any() for output in rows)
 
 
 class TestAttentionProbe:

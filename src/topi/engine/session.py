@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from topi.engine.attention import OwnAttention, is_stock, known, weigh_text
 from topi.engine.call import BlockInput, Call, CallRecord, Merge
@@ -339,13 +340,23 @@ class Session:
         record.alone = True
 
     def completed(self, output: Any) -> Any:
-        """The transformer's output, with a row for every target token."""
+        """The transformer's output, with a row for every target and reference token.
+
+        The rows of references are zero where not all of them were computed to the end.
+        """
         if self.call is None:
             return output
         if isinstance(output, tuple):
-            return (self.method.complete(self.call, output[0]), *output[1:])
-        output.sample = self.method.complete(self.call, output.sample)
+            return (self._with_all_rows(output[0]), *output[1:])
+        output.sample = self._with_all_rows(output.sample)
         return output
+
+    def _with_all_rows(self, output: Tensor) -> Tensor:
+        """[B, n, C] to [B, |G| + |C|, C]."""
+        output, layout = self.method.complete(self.call, output), self.call.layout
+        if output.shape[1] == layout.n_image:
+            return output
+        return pad(output[:, : layout.n_target], (0, 0, 0, layout.n_reference))
 
     def kept_rope(self, rope: Any) -> Any:
         """The rotary rows of the kept tokens, gathered once from the `rope` all blocks share."""

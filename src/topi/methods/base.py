@@ -52,6 +52,9 @@ class Method:
     def __call__(self, model: Any, seed: int = 0, trim_last: bool = False) -> Iterator[Self]:
         """Attach to a pipeline or its transformer for the length of a `with` block.
 
+        Whoever calls the transformer directly gets rows in number and order as without a method. In
+        calls in which not all reference tokens are computed, the rows of references are zero.
+
         An attempt that fails changes nothing. Copies and pickles of the pipeline that are made
         inside are without the method, and a copy of the method can be attached elsewhere.
 
