@@ -5,12 +5,42 @@ from typing import Any
 
 from torch import nn
 
+from topi.engine.compiling import refuse_frozen_hooks
 from topi.errors import ToPiError
 from topi.models.adapter import Adapter
 
 CHANGE_NOTHING = ("group_offloading", "layerwise_casting", "context_parallel")
 """Modules of `diffusers.hooks` whose hooks run every block as it is."""
 RESIDUALS = ("controlnet_block_samples", "controlnet_single_block_samples")
+
+
+def refuse_what_cannot_work(adapter: Adapter, trim_last: bool) -> None:
+    """Before anything is attached.
+
+    Raises:
+        ToPiError: the transformer is compiled, offloaded or distributed in a way that no method can
+            work with, or a cache holds it.
+    """
+    transformer = adapter.transformer
+    refuse_frozen_hooks(adapter)
+    refuse_other_holders(adapter)
+    parallel = getattr(transformer, "_parallel_config", None)
+    if getattr(parallel, "context_parallel_config", None) is not None:
+        raise ToPiError(
+            "context parallel inference is not supported: each rank holds a part of the sequence. "
+            "Use the transformer without `enable_parallelism`, one GPU per picture."
+        )
+    if trim_last and offloaded_by_group(transformer):
+        raise ToPiError(
+            "trim_last=True reads the last block's weights before group offloading has loaded "
+            "them; leave it off, or use another kind of offloading."
+        )
+
+
+def offloaded_by_group(transformer: nn.Module) -> bool:
+    """Does diffusers' group offloading move its weights?"""
+    registries = (getattr(part, "_diffusers_hook", None) for part in transformer.modules())
+    return any(each is not None and each.get_hook("group_offloading") for each in registries)
 
 
 def refuse_other_holders(adapter: Adapter, attached: bool = False) -> None:

@@ -29,12 +29,6 @@ ROTATIONS = ("apply_rotary_emb", "apply_rotary_emb_qwen")
 """Functions by which attention processors rotate queries and keys."""
 
 
-def offloaded_by_group(transformer: nn.Module) -> bool:
-    """Does diffusers' group offloading move its weights?"""
-    registries = (getattr(part, "_diffusers_hook", None) for part in transformer.modules())
-    return any(each is not None and each.get_hook("group_offloading") for each in registries)
-
-
 @contextmanager
 def hooked(module: nn.Module, hook: ModelHook) -> Iterator[None]:
     """Inside, `module` carries `hook`; afterwards it is exactly as it was before.

@@ -1,11 +1,11 @@
 """A method attached to a transformer: hooks in, calls tracked, hooks out."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +13,15 @@ from torch.nn.functional import pad
 
 from topi.engine.attention import OwnAttention, is_stock, known, weigh_text
 from topi.engine.call import BlockInput, Call, CallRecord, Merge
+from topi.engine.callbacks import Callbacks
 from topi.engine.caller import PipelineCall, current_pipeline_call
 from topi.engine.compiling import refuse_frozen_hooks
-from topi.engine.conflicts import refuse_other_holders, refuse_residuals
-from topi.engine.hooks import RootHook, hooked, lists_anew, offloaded_by_group
+from topi.engine.conflicts import (
+    refuse_other_holders,
+    refuse_residuals,
+    refuse_what_cannot_work,
+)
+from topi.engine.hooks import RootHook, hooked, lists_anew
 from topi.engine.inside import Inside
 from topi.engine.tracker import StepTracker, steps_left
 from topi.engine.transfer import send
@@ -25,76 +30,6 @@ from topi.models.adapter import Adapter
 from topi.models.held import held
 
 ATTACHED = "Another method is attached to this {}; leave its `with` block first."
-
-
-class Callbacks(Protocol):
-    """What the engine calls; `attend`, `merge`, `stored` only if `observes`, `merges`, `reuses`.
-
-    `skip` is asked before the layers in `decides_before`; if there are none, `remember` is not
-    called either.
-    """
-
-    front_layers: int
-    observes: bool
-    merges: bool
-    reuses: bool
-    decides_before: Collection[int]
-    trace: list[CallRecord]
-
-    def begin(self, call: Call) -> None:
-        """Before each transformer call."""
-
-    def skip(self, call: Call, layer: int, block: BlockInput) -> Tensor | None:
-        """The target states [B, G, D] after the last block, if `layer` and on need not run."""
-
-    def remember(self, call: Call, states: Tensor) -> None:
-        """The target states [B, G, D] after the last block of a call that skipped nothing."""
-
-    def reduce(self, call: Call) -> Tensor | None:
-        """Reference tokens to keep: ascending indices [K] or [B, K], or None for all.
-
-        A method that `reuses` has [K] of them in store, and computes only the `live_tokens`.
-        """
-
-    def active(self, call: Call) -> Tensor | None:
-        """Target tokens to compute: ascending indices, or None for all."""
-
-    def live_tokens(self, call: Call) -> Tensor | None:
-        """Reference tokens to compute beside what is in store: ascending indices, or None."""
-
-    def runs_alone(self, call: Call) -> bool:
-        """Are the reference tokens first run on their own, at timestep 0?"""
-
-    def gather(self, call: Call, states: Tensor, rows: Tensor) -> Tensor:
-        """States [B, N, D] of the image stream to those of its kept rows: [B, n, D]."""
-
-    def merge(self, call: Call, layer: int, states: Tensor) -> Merge | None:
-        """How a layer merges its image tokens, if at all."""
-
-    def attend(
-        self, call: Call, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
-    ) -> None:
-        """See what a layer attends to."""
-
-    def text_weight(self, call: Call, layer: int) -> float:
-        """How many times its own weight each text key has in the layer's attention."""
-
-    def stored(
-        self, call: Call, layer: int, key: Tensor, value: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
-        """Keys and values [B, n, H, D] to attend to beside those that a layer computed."""
-
-    def complete(self, call: Call, output: Tensor) -> Tensor:
-        """The transformer's output [B, n, C] with a row for every target token."""
-
-    def watches(self, call: Call, layer: int) -> bool:
-        """Does it need to see what this layer attends to?"""
-
-    def end(self, call: Call) -> None:
-        """After each transformer call."""
-
-    def reset(self) -> None:
-        """Drop the state of a pipeline call."""
 
 
 class Session:
@@ -161,7 +96,7 @@ class Session:
         transformer = self.adapter.transformer
         with ExitStack() as undo:
             undo.enter_context(held([transformer], ATTACHED))
-            self._refuse_what_cannot_work()
+            refuse_what_cannot_work(self.adapter, self.trim_last)
             undo.enter_context(lists_anew(transformer))
             undo.enter_context(hooked(transformer, RootHook(self)))
             self._inside = Inside(self, undo.enter_context(ExitStack()))
@@ -169,23 +104,6 @@ class Session:
             undo.callback(self.reset)
             yield
             self._refuse_another_transformer()
-
-    def _refuse_what_cannot_work(self) -> None:
-        """See `attached`."""
-        transformer = self.adapter.transformer
-        refuse_frozen_hooks(self.adapter)
-        refuse_other_holders(self.adapter)
-        parallel = getattr(transformer, "_parallel_config", None)
-        if getattr(parallel, "context_parallel_config", None) is not None:
-            raise ToPiError(
-                "context parallel inference is not supported: each rank holds a part of the "
-                "sequence. Use the transformer without `enable_parallelism`, one GPU per picture."
-            )
-        if self.trim_last and offloaded_by_group(transformer):
-            raise ToPiError(
-                "trim_last=True reads the last block's weights before group offloading has loaded "
-                "them; leave it off, or use another kind of offloading."
-            )
 
     def _refuse_another_transformer(self) -> None:
         """Raises ToPiError if the pipeline has got one, which ran without the method."""
