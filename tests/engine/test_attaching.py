@@ -217,6 +217,23 @@ class TestCopies:
             with pytest.raises(ToPiError, match="in use"), method(qwen[0]):
                 pass
 
+    def test_what_kept_a_hooked_forward_runs_plain_afterwards(self, tiny):
+        """As a shallow copy does, whose attributes are the original's."""
+        pipe, call = tiny("flux", dual=1, single=1)
+        plain = pipe(**call(steps=3)).images
+        twin = copy.copy(pipe)
+        with USES["topi"]()(pipe) as method:
+            pipe(**call(steps=3))
+            trace = list(method.trace)
+            twin.transformer = copy.copy(pipe.transformer)
+            twin.transformer.forward = pipe.transformer.forward
+        before = everything(pipe, Full())
+        assert torch.equal(twin(**call(steps=3)).images, plain)
+        assert everything(pipe, Full())[0].keys() == before[0].keys()
+        assert method.trace == trace
+        for block in adapter_for(pipe).blocks:
+            assert "forward" not in vars(block)
+
     def test_compiled_blocks(self, tiny):
         """A copy's are of its own weights."""
         import topi

@@ -150,9 +150,11 @@ class RootHook(ModelHook):
     @torch.compiler.disable(recursive=False)  # traced, it would see the first step for ever
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the transformer inside `Session.transformer_call`."""
+        forward = self.fn_ref.original_forward
+        if not self.session.is_attached:
+            return forward(*args, **kwargs)
         kwargs = keywords(module, args, kwargs)
         with self.session.transformer_call(kwargs, self.branches.current()):
-            forward = self.fn_ref.original_forward
             self.session.run_references_alone(kwargs, forward)
             return self.session.completed(forward(**kwargs))
 

@@ -38,6 +38,7 @@ class Session:
     The attributes below describe the transformer call in progress and are read by the hooks.
 
     Attributes:
+        is_attached: false as well for whoever has kept a hooked `forward` and calls it afterwards.
         call: the call, or None outside of one and where there is no reference to work on.
         rows: [n], or [B, n] where each sample has its own: image-stream rows computed from
             `front_layers` on, or None for all.
@@ -65,6 +66,7 @@ class Session:
         self.pipeline = pipeline
         self.trim_last = trim_last and not method.merges
         self.tracker = StepTracker()
+        self.is_attached = False
         self._taken = Lock()  # by the transformer call in progress
         self._n_steps: int | None = None
         self._forget_kept()
@@ -102,7 +104,11 @@ class Session:
             self._inside = Inside(self, undo.enter_context(ExitStack()))
             self._inside.attach()
             undo.callback(self.reset)
-            yield
+            self.is_attached = True
+            try:
+                yield
+            finally:
+                self.is_attached = False
             self._refuse_another_transformer()
 
     def _refuse_another_transformer(self) -> None:
