@@ -1,9 +1,10 @@
 """Fewer denoising steps: the floor of all that makes steps cheaper."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import wraps
+from inspect import signature
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +24,9 @@ def thinned(sigmas: Any, count: int) -> list[float]:
 @dataclass
 class FewerSteps(Method):
     """Run a share of the steps; in the trace each stands for the calls of the full run it replaces.
+
+    A pipeline that leaves out the first steps (`strength` of inpainting) runs that share of the
+    others, from the noise level at which it starts.
 
     Args:
         share: of the steps that run, at least one, in (0, 1].
@@ -44,7 +48,7 @@ class FewerSteps(Method):
 
     @contextmanager
     def around(self, model: Any) -> Iterator[None]:
-        """Hold the pipeline's scheduler, which makes the steps.
+        """Hold the pipeline's scheduler, which makes the steps, and what leaves out the first ones.
 
         Raises:
             ToPiError: it is no pipeline; or, inside, its scheduler is not told noise levels.
@@ -52,17 +56,39 @@ class FewerSteps(Method):
         scheduler = getattr(model, "scheduler", None)
         if scheduler is None:
             raise ToPiError("FewerSteps needs the pipeline's scheduler; attach to the pipeline.")
-        stock = scheduler.set_timesteps
+        stock, leave_out = scheduler.set_timesteps, getattr(model, "get_timesteps", None)
+        told: dict[str, Any] = {}
+
+        def thin(left: int) -> None:
+            """Of the last `left` steps."""
+            count = max(1, round(self.share * left))
+            self._steps = left, count
+            if count < left:
+                stock(**told | {"sigmas": thinned(told["sigmas"][-left:], count)})
 
         @wraps(stock)  # pipelines look at the signature
-        def set_timesteps(*args: Any, sigmas: Any = None, **kwargs: Any) -> None:
-            if sigmas is None:
+        def set_timesteps(*args: Any, **kwargs: Any) -> None:
+            told.clear()
+            told.update(signature(stock).bind(*args, **kwargs).arguments)
+            if told.get("sigmas") is None:
                 raise ToPiError("FewerSteps thins out noise levels, but the pipeline gives none.")
-            full, count = len(sigmas), max(1, round(self.share * len(sigmas)))
-            self._steps = full, count
-            stock(*args, sigmas=sigmas if count == full else thinned(sigmas, count), **kwargs)
+            stock(**told)
+            self._steps = 2 * (len(told["sigmas"]),)
+            if leave_out is None:
+                thin(len(told["sigmas"]))
 
-        with replaced(scheduler, "set_timesteps", set_timesteps):
+        def get_timesteps(*args: Any, **kwargs: Any) -> tuple[Any, int]:
+            found = leave_out(*args, **kwargs)
+            thin(left := len(found[0]))
+            if self._steps[1] == left:
+                return found
+            scheduler.set_begin_index(0)
+            return scheduler.timesteps, self._steps[1]
+
+        later = nullcontext()
+        if leave_out is not None:
+            later = replaced(model, "get_timesteps", get_timesteps)
+        with replaced(scheduler, "set_timesteps", set_timesteps), later:
             yield
 
     def begin(self, call: Call) -> None:

@@ -1,5 +1,6 @@
 """References of another size than the pipeline would give them."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,13 +26,15 @@ def resized(picture: Tensor, scale: float, token: int) -> Tensor:
 def resized_references(pipe: Any, scale: float) -> Iterator[list[Grid]]:
     """Let a pipeline encode its references at `scale` of each side, and count their positions so.
 
-    Only the transformer sees them so: a text encoder that reads references gets them whole.
+    Only the transformer sees them so: a text encoder that reads references gets them whole, and a
+    picture that is painted into keeps its size.
 
     Yields:
         The token grids that the references would have had, from the pipeline's next call on.
 
     Raises:
-        ToPiError: it is no pipeline; or, inside, a reference is given as latents.
+        ToPiError: it is no pipeline, or one that paints into its reference; or, inside, a reference
+            is given as latents.
     """
     # FLUX.2 encodes its references apart from the noise
     name = next((n for n in ("prepare_image_latents", "prepare_latents") if hasattr(pipe, n)), None)
@@ -39,22 +42,35 @@ def resized_references(pipe: Any, scale: float) -> Iterator[list[Grid]]:
         raise ToPiError(
             "References are resized by the pipeline; attach to it, not the transformer."
         )
-    stock = getattr(pipe, name)
+    stock, takes = getattr(pipe, name), inspect.signature(pipe.prepare_latents).parameters
+    paints = "timestep" in takes  # noise is added to a picture, so that its size must stay
+    if paints and "image_reference" not in takes:
+        raise ToPiError(
+            f"{type(pipe).__name__} has the picture that it paints into as its reference, which "
+            "must keep its size; DownscaledRef does not go with it."
+        )
+    signature = inspect.signature(stock)
+    which = "image_reference" if paints else next(iter(signature.parameters))
     token = pipe.vae_scale_factor * 2
     full: list[Grid] = []
     shapes: list[tuple[int, int, int]] = []
 
-    def prepare(images: Any, *args: Any, **kwargs: Any) -> Any:
+    def prepare(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        images = given.get(which)
+        if images is None and paints:  # then the picture is its own reference
+            images = given["image"]
         if images is None:
             full.clear()
-            return stock(images, *args, **kwargs)
+            return stock(**given)
         pictures = images if isinstance(images, list) else [images]
         if any(picture.shape[1] != 3 for picture in pictures):
             raise ToPiError("The reference is given as latents; give the picture to resize it.")
         full[:] = [(p.shape[-2] // token, p.shape[-1] // token) for p in pictures]
         small = [resized(picture, scale, token) for picture in pictures]
         shapes[:] = [(1, p.shape[-2] // token, p.shape[-1] // token) for p in small]
-        return stock(small if isinstance(images, list) else small[0], *args, **kwargs)
+        given[which] = small if isinstance(images, list) else small[0]
+        return stock(**given)
 
     def recount(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         # Qwen's pipelines tell the grids apart from the latents; the list stays the same object,
