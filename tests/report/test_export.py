@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from topi.errors import ToPiError
-from topi.report.export import MARK, check_replaceable, export
+from topi.report.export import MARK, _copy_cell, check_replaceable, export
 from topi.report.suite import suites
 from topi.results import Store, files
 
@@ -68,3 +68,14 @@ def test_the_committed_export_is_marked():
     check_replaceable(out)
     assert files.read_json(out / MARK)["files"] > 1000
     assert suites(Store(out))
+
+
+def test_a_cell_is_complete_without_the_pictures_that_stay_behind(tmp_path, small_store):
+    shutil.copytree(small_store, tmp_path / "store")
+    cell = Store(tmp_path / "store").load_cells()[0]
+    cell.finish()
+    assert cell.complete
+    _copy_cell(cell, tmp_path / "out")
+    (copy,) = Store(tmp_path / "out").find_cells()
+    assert not (copy.path / "images").exists()
+    assert copy.state == "complete"

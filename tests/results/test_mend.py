@@ -126,6 +126,10 @@ def cut_line(path):
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
 
 
+def repeat_line(path):
+    path.write_bytes(path.read_bytes() + path.read_bytes().splitlines(keepends=True)[0])
+
+
 def make_folder(path):
     path.unlink()
     path.mkdir()
@@ -148,6 +152,7 @@ def damage_picture(path):
         ("manifest.json", make_dangling, "symbolic link"),
         ("complete.json", make_folder, "complete.json"),
         ("rows.jsonl", cut_line, "lacks 1 of 4 samples"),
+        ("rows.jsonl", repeat_line, "has 1 samples twice"),
         ("rows.jsonl", Path.unlink, "lacks 4 of 4 samples"),
         ("latency.jsonl", cut_line, "lacks 1 of 4 timed pairs"),
         ("images/b.png", Path.unlink, "lacks 1 of 4 pictures, as that of b"),

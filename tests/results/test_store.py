@@ -10,7 +10,7 @@ from PIL import Image
 
 from topi import cli
 from topi.errors import ToPiError
-from topi.results import Store
+from topi.results import Cell, Store
 
 IMAGE = Image.new("RGB", (16, 16), "red")
 
@@ -135,6 +135,24 @@ def test_references_of_a_sample_are_its_own_and_in_order(tmp_path):
     assert full.has("1") and full.has("1_0")
     (full.path / "references" / "1_0_0.png").unlink()
     assert full.has("1") and not full.has("1_0")
+
+
+def test_a_cell_that_ends_while_it_is_read_is_not_damaged(cell, monkeypatch):
+    cell.start(manifest(count=1))
+    real, waiting = Cell.rows.fget, [1]
+
+    def rows(self):
+        read = real(self)
+        while waiting:
+            waiting.pop()
+            self.add_row(row("a"), IMAGE, None)
+            self.finish()
+        return read
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cell, "rows", property(rows))
+        assert not cell.state.startswith("damaged")
+    assert not waiting and cell.state == "complete"
 
 
 @pytest.mark.parametrize("target", ["nowhere", "loop", "../full", "file"])

@@ -20,8 +20,9 @@ from topi.report.sheet import PAGE, Block, Tile, draw
 from topi.report.suite import SCORES, Run, Suite
 from topi.report.tables import CATEGORIES, COLUMNS, FEW, category_title
 from topi.results.files import read_image
+from topi.results.full import FullOutputs
 from topi.results.mend import pictured
-from topi.results.store import FullOutputs, Store
+from topi.results.store import Store
 
 STAGES = 4
 """Anchors that Figure 7 shows at most."""

@@ -156,7 +156,7 @@ def pictured(cell: Path, sample: str) -> bool:
 
 
 def missing(cell: Path, count: int, samples: Sequence[str], timed: int) -> str | None:
-    """What a cell that has ended lacks of what it had then; None: nothing.
+    """What a cell that has ended lacks of what it had then, or has twice; None: nothing.
 
     Args:
         count: of the samples that it is to have.
@@ -175,6 +175,8 @@ def missing(cell: Path, count: int, samples: Sequence[str], timed: int) -> str |
         pictures = os.listdir(cell / "images") if (cell / "images").is_dir() else []
         if bare := sorted(there - {name.removesuffix(".png") for name in pictures}):
             lacks.append(f"{len(bare)} of {len(there)} pictures, as that of {bare[0]}")
+    if twice := len(samples) - len(there):
+        return f"it has {twice} samples twice: run it again."
     return f"it lacks {' and '.join(lacks)}: run it again." if lacks else None
 
 

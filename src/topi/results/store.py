@@ -33,10 +33,11 @@ from PIL import Image
 from topi.errors import ToPiError
 from topi.results import files
 from topi.results.compact import Segments, Summary, compact, concat, moments, settings_of
-from topi.results.links import check_links, guard
+from topi.results.full import FullOutputs
+from topi.results.links import guard
 from topi.results.mend import QUARANTINE, clear_up, contents, mend, missing, new_quarantine
 from topi.results.provenance import differences
-from topi.results.records import Failure, FullRun, Manifest, Pair, Row
+from topi.results.records import Failure, Manifest, Pair, Row
 
 if TYPE_CHECKING:
     import pandas as pd  # slow to import, and no list of cells needs it
@@ -88,13 +89,16 @@ class Cell:
         if self.compacted:
             return self.compacted.rows, None
         self.__dict__.pop("manifest", None)  # it may be gone by now
+        ended = self.ended  # before the rest is read: the end comes last
         try:
             count, rows, pairs = self.manifest["count"], self.rows, self.latency
-            samples = [row["sample"] for row in rows]
-            lack = missing(self.path, count, samples, len(pairs)) if self.ended else None
         except ToPiError as error:
             return None, str(error)
-        return len(rows), lack
+        try:
+            samples = [row["sample"] for row in rows]
+            return len(rows), missing(self.path, count, samples, len(pairs)) if ended else None
+        except ToPiError as error:
+            return (None, str(error)) if self.ended else (len(rows), None)
 
     @property
     def ended(self) -> bool:
@@ -367,70 +371,6 @@ def _readable(cells: Iterable[Cell]) -> Iterator[Cell]:
             yield cell
         else:
             log.warning("left out: %s is %s", cell.key, state)
-
-
-@dataclass(frozen=True)
-class FullOutputs:
-    """The full-context outputs of one model on one data set with one seed."""
-
-    path: Path
-
-    @property
-    def key(self) -> str:
-        """The name of its folder."""
-        return self.path.name
-
-    def start(self, manifest: Mapping[str, Any]) -> None:
-        """Write the manifest, once, or again if it is damaged; clear up after killed processes."""
-        with self.claim():
-            clear_up(self.path)
-            try:
-                files.read_json(self.path / "manifest.json", FullRun)
-            except ToPiError:
-                files.write_json(self.path / "manifest.json", dict(manifest))
-
-    @contextmanager
-    def claim(self) -> Iterator[None]:
-        """One process computes at a time; others wait and find the output there."""
-        with files.lock(self.path / ".lock", wait=True):
-            yield
-
-    def image(self, sample: str) -> Image.Image | None:
-        """The output, or None if it is not there yet."""
-        path = self.image_file(sample)
-        return files.read_image(path) if os.path.lexists(path) else None
-
-    def has(self, sample: str) -> bool:
-        """Whether the output and the references of a sample are there and sound."""
-        references = self.reference_files(sample)
-        return bool(references) and all(
-            map(files.is_sound_image, [self.image_file(sample), *references])
-        )
-
-    def set_aside(self, sample: str) -> None:
-        """Take a damaged output out of the way."""
-        path = self.image_file(sample)
-        check_links(path.parent)
-        path.replace(path.with_suffix(".damaged"))
-
-    def image_file(self, sample: str) -> Path:
-        """Where the output of a sample is, or will be."""
-        return self.path / "images" / f"{files.checked_name(sample)}.png"
-
-    def references(self, sample: str) -> list[Image.Image]:
-        """The references of a sample that is there."""
-        return [files.read_image(path) for path in self.reference_files(sample)]
-
-    def reference_files(self, sample: str) -> list[Path]:
-        """Where the references of a sample are, in their order."""
-        return files.numbered(self.path / "references", files.checked_name(sample))
-
-    def add(self, sample: str, image: Image.Image, references: Iterable[Image.Image]) -> None:
-        """Keep an output, its references first."""
-        files.checked_name(sample)
-        for number, reference in enumerate(references):
-            files.write_image(self.path / "references" / f"{sample}_{number}.png", reference)
-        files.write_image(self.path / "images" / f"{sample}.png", image)
 
 
 class Store:
