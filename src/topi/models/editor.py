@@ -1,7 +1,7 @@
 """An editor is a pipeline together with how this project calls it: what evaluation sees."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from topi.data import EditSample
 from topi.data.images import size_problem, to_rgb
 from topi.errors import ToPiError
 from topi.models.fingerprint import file_hash, hub_fingerprint
-from topi.pictures import Size, in_a_row, side_by_side
+from topi.models.sizes import of_area, resized_problem, row_problem
+from topi.pictures import Size, side_by_side
 
 #: The kinds of editor: the pipeline class of each.
 PIPELINES: dict[str, type[DiffusionPipeline]] = {
@@ -33,8 +34,6 @@ SEVERAL = ("flux2", "qwen_edit_plus")
 """Those that take several references."""
 SOURCES = ("hub", "standin", "tiny", "random")
 LANCZOS = Image.Resampling.LANCZOS
-QWEN_RATIO = 200
-"""Of the sides of a picture, the most that the processor of Qwen2.5-VL takes."""
 OFFLOADS = ("none", "model", "sequential")
 
 
@@ -131,16 +130,19 @@ class Editor:
         if self.config.kind != "kontext":
             return references
         picture = side_by_side(references)
-        size = self._kontext_size(picture.size, sample.size)
+        # The pipeline brings what it gets to about one megapixel; the same for small models.
+        if self._own_size(sample.size):
+            return [picture]
+        size = of_area(picture.size, self._area)
         return [picture if size == picture.size else picture.resize(size, LANCZOS)]
 
-    def _kontext_size(self, size: Size, target: tuple[int, int] | None) -> Size:
-        """Of the picture for Kontext, which brings what it gets to about one megapixel.
+    @property
+    def _area(self) -> int:
+        return self.config.height * self.config.width
 
-        The same for small models, unless the size of the output is known.
-        """
-        own = self.config.source == "hub" or target is not None
-        return size if own else _of_area(size, self.config.height * self.config.width)
+    def _own_size(self, target: tuple[int, int] | None) -> bool:
+        """Does Kontext get a picture as it is? Not where the size of the output is not known."""
+        return self.config.source == "hub" or target is not None
 
     def check_sizes(
         self, sample: str, sizes: Sequence[Size], target: tuple[int, int] | None = None
@@ -162,31 +164,19 @@ class Editor:
                 f"sample {sample} has {len(sizes)} references but {self.name} takes one; "
                 f"use a model of kind {' or '.join(SEVERAL)}"
             )
-        for problem in filter(None, self._size_problems(sizes, target)):
+        if self.config.kind == "flux2":
+            problems = list(map(size_problem, sizes))
+        elif self.config.kind == "kontext":
+            area = None if self._own_size(target) else self._area
+            problems = [row_problem(sizes, area, 2 * self.pipe.vae_scale_factor)]
+        else:
+            several = self.config.kind in SEVERAL
+            problems = [resized_problem(size, self.pipe, several) for size in sizes]
+        for problem in filter(None, problems):
             raise ToPiError(
                 f"sample {sample} has a reference that {self.name} cannot take: {problem}. Replace "
                 "it or leave the sample out"
             )
-
-    def _size_problems(
-        self, sizes: Sequence[Size], target: tuple[int, int] | None
-    ) -> Iterator[str | None]:
-        if self.config.kind == "flux2":
-            yield from map(size_problem, sizes)
-        elif self.config.kind == "kontext":
-            row, token = in_a_row(sizes), 2 * self.pipe.vae_scale_factor
-            width, height = sum(width for width, _ in row), row[0][1]
-            given = self._kontext_size((width, height), target)
-            if min(given) < token or not all(width for width, _ in row):
-                change = "" if given == (width, height) else f", scaled to {given[0]} x {given[1]}"
-                yield f"{width} x {height} pixels{change}: each side needs at least {token}"
-        else:
-            for width, height in sizes:
-                # both pipelines resize with this function, the second to two areas
-                for area in (1024**2, 384**2)[: 1 + (self.config.kind in SEVERAL)]:
-                    scaled = _dimensions(self.pipe)(area, width / height)[:2]
-                    if not min(scaled) or max(scaled) > QWEN_RATIO * min(scaled):
-                        yield f"{width} x {height} pixels: it is too narrow once it is resized"
 
     def arguments(self, sample: EditSample, seed: int) -> dict[str, Any]:
         """The keyword arguments of the pipeline call for this sample."""
@@ -340,19 +330,6 @@ def _place(pipe: DiffusionPipeline, config: ModelConfig) -> None:
         pipe.enable_sequential_cpu_offload(device=device)
     else:
         pipe.to(device)
-
-
-def _of_area(size: Size, pixels: int) -> Size:
-    """The size of about so many pixels, both sides multiples of eight."""
-    scale = (pixels / (size[0] * size[1])) ** 0.5
-    width, height = (max(8 * round(side * scale / 8), 8) for side in size)
-    return width, height
-
-
-def _dimensions(pipe: DiffusionPipeline) -> Callable[[int, float], tuple]:
-    """The function by which a Qwen pipeline resizes its references, to an area."""
-    call = type(pipe).__call__
-    return getattr(call, "__wrapped__", call).__globals__["calculate_dimensions"]
 
 
 def _readable(image: Image.Image, sample: str) -> Image.Image:
