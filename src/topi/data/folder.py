@@ -72,7 +72,8 @@ class EditFolder:
     @cached_property
     def ids(self) -> list[str]:
         """The ids of the samples; no picture is read."""
-        return [f"{self.path.resolve().name}-{entry['id']}" for entry in self.entries]
+        folder = self.path.resolve().name
+        return [f"{folder}-{entry['id']}" for entry in self.entries]
 
     def __getitem__(self, index: int) -> EditSample:
         entry = self.entries[index]
