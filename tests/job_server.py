@@ -60,9 +60,10 @@ def guard(connection: socket.socket) -> None:
             code = work(asked, files)
         finally:
             os._exit(code)
-    _, plan, task = asked["argv"]
-    with open(f"{plan}.{task}.pid", "w") as file:
-        file.write(str(worker))
+    if asked["argv"][0] == "work":
+        _, plan, task = asked["argv"]
+        with open(f"{plan}.{task}.pid", "w") as file:
+            file.write(str(worker))
     connection.sendall(worker.to_bytes(8, "big"))
     while (ended := os.waitpid(worker, os.WNOHANG))[0] == 0:
         if select.select([connection], [], [], 0.02)[0] and not connection.recv(1):

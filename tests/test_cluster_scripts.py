@@ -3,10 +3,13 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+
+from topi.plan import PlannedCell, Task, dump
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTE = '#!/bin/sh\necho "$(basename "$0") $*" >> "$(dirname "$0")/asked"\n'
@@ -76,23 +79,61 @@ def test_sync_goes_on_after_a_failure(checkout):
     assert asked(checkout) == ["topi sync --store s"] * 3
 
 
-def test_the_array_has_one_submission_for_each_type_of_gpu(checkout, monkeypatch):
+@pytest.fixture
+def submit(checkout, monkeypatch):
+    """Submit a plan of this text; returns the process and what `sbatch` was asked."""
     plan = checkout / "plan.jsonl"
-    gpus = ("a100", "a100", "h20", "none", "none")
-    plan.write_text("".join(f'{{"task": {i}, "gpu": "{gpu}"}}\n' for i, gpu in enumerate(gpus)))
+    answer(checkout, "topi", f'exec {sys.executable} -m topi "$@"')
     answer(checkout, "sbatch", "exit 0")
     monkeypatch.setenv("PATH", f"{checkout / '.venv' / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_SUBMIT_DIR", str(checkout))
     monkeypatch.setenv("TOPI_PARALLEL", "3")
-    monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
-    command = ["bash", str(checkout / "slurm" / "array.sbatch"), str(plan), "--time=60"]
-    assert subprocess.run(command).returncode == 0
-    rest = f"--time=60 slurm/array.sbatch {plan}"
-    assert asked(checkout) == [
-        f"sbatch --gres=gpu:a100:1 --array=0-1%3 {rest}",
-        f"sbatch --gres=gpu:h20:1 --array=2-2%3 {rest}",
-        f"sbatch --array=3-4%3 {rest}",
+    for name in ("SLURM_ARRAY_TASK_ID", "TOPI"):
+        monkeypatch.delenv(name, raising=False)
+
+    def call(text):
+        plan.write_text(text)
+        command = ["bash", str(checkout / "slurm" / "array.sbatch"), str(plan), "--time=60"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        rest = f" --time=60 slurm/array.sbatch {plan}"
+        return done, [line.removesuffix(rest) for line in asked(checkout) if "sbatch -" in line]
+
+    return call
+
+
+def tasks(*gpus):
+    cell = PlannedCell("full", ["method=full"])
+    return [Task(number, gpu, "m", None, [cell]) for number, gpu in enumerate(gpus)]
+
+
+def test_the_array_has_one_submission_for_each_type_of_gpu(submit):
+    done, submitted = submit(dump(tasks("A100", "A100", "h100-80gb", "none", "A100", "none")))
+    assert done.returncode == 0, done.stderr
+    assert submitted == [
+        "sbatch --gres=gpu:A100:1 --array=0-1,4%3",
+        "sbatch --gres=gpu:h100-80gb:1 --array=2%3",
+        "sbatch --array=3,5%3",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "holds no task"),
+        ("garbage\n", "plan.jsonl, line 1, is not valid"),
+        (dump(tasks("tesla:v100")), "field gpu"),
+    ],
+)
+def test_what_cannot_be_submitted_is_an_error(submit, text, words):
+    done, submitted = submit(text)
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert submitted == []
+
+
+def test_a_submission_that_slurm_refuses_is_an_error(checkout, submit):
+    answer(checkout, "sbatch", "exit 1")
+    assert submit(dump(tasks("a100")))[0].returncode != 0
 
 
 def test_a_task_of_the_array_becomes_topi_itself(checkout, monkeypatch):

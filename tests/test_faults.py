@@ -318,6 +318,35 @@ def test_what_is_not_a_plan_is_refused(tmp_path, text):
         load(path)
 
 
+@pytest.mark.parametrize("gpu", ["tesla:v100", "gpu:a100:1", "", " ", "a100,h20", "a\n100"])
+def test_a_gpu_that_cannot_be_submitted_is_refused(gpu):
+    with pytest.raises(ToPiError, match="is no type of GPU"):
+        plan(["experiment=smoke"], gpu=gpu)
+
+
+def test_a_task_occurs_once_in_a_plan(tmp_path):
+    path = tmp_path / "plan.jsonl"
+    path.write_text(2 * dump([Task(0, "none", "m", None, [PlannedCell("full", ["method=full"])])]))
+    with pytest.raises(ToPiError, match="two tasks 0"):
+        load(path)
+
+
+def test_a_plan_takes_nothing_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "swordfish")
+    secret = "store=x/${oc.env:SECRET}"
+    hidden = r"store=x/$\{oc.env\:SECRET\}"
+    path = tmp_path / "plan.jsonl"
+    path.write_text(dump([Task(0, "none", "m", None, [PlannedCell("x", [*SMOKE, hidden])])]))
+    for refused in (lambda: load(path), lambda: plan(["experiment=smoke", secret])):
+        with pytest.raises(ToPiError, match="write the value itself") as told:
+            refused()
+        assert "swordfish" not in str(told.value)
+    (task,) = plan([*SMOKE, "model.height=${model.width}"], gpu="h100-80gb")
+    assert task.gpu == "h100-80gb"
+    path.write_text(dump([task]))
+    assert load(path) == [task]
+
+
 def test_a_plan_is_read_as_it_was_written(tmp_path):
     path = tmp_path / "plan.jsonl"
     cell = PlannedCell("a label with \u2028 and \x85", ["method=full"])

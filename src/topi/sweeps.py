@@ -21,6 +21,14 @@ def plan(parsed: argparse.Namespace) -> None:
     say(f"{cells} cells in {len(tasks)} tasks", sys.stderr)
 
 
+def arrays(parsed: argparse.Namespace) -> None:
+    """Print the job arrays of a plan for slurm/array.sbatch: GPU type and tasks, a line each."""
+    from topi.plan import arrays, load
+
+    for gpu, tasks in arrays(load(parsed.plan)):
+        print(gpu, tasks)
+
+
 def work(parsed: argparse.Namespace) -> int:
     """Run one task of a plan, or all in turn. The exit code is 1 if a cell failed."""
     from topi.plan import load
@@ -99,7 +107,7 @@ def sync(parsed: argparse.Namespace) -> int:
 
 def add_commands(commands: Any) -> None:
     """Add them to the sub-parsers of `topi`."""
-    own = (plan, work, retry, verify, sync, tune)
+    own = (plan, arrays, work, retry, verify, sync, tune)
     for command in own:
         sub = commands.add_parser(
             command.__name__, help=command.__doc__, description=command.__doc__
@@ -114,8 +122,9 @@ def add_commands(commands: Any) -> None:
             sub.add_argument("--shards", type=int, default=1, metavar="N", help=text)
             text = "GPU type of all tasks, or none (default: a100 for FLUX, h20 for Qwen)"
             sub.add_argument("--gpu", help=text)
-        if command is work:
+        if command in (arrays, work):
             sub.add_argument("plan", type=Path, help="a file that `topi plan` printed")
+        if command is work:
             text = "its index (default: $SLURM_ARRAY_TASK_ID, else all tasks)"
             sub.add_argument("task", type=int, nargs="?", help=text)
         if command is retry:
