@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from topi import RefKV, RegionE
 from topi.engine import Call, CallRecord
@@ -25,6 +26,28 @@ class TestRegion:
         assert clean(blob).nonzero().tolist() == [[3, 2]]
         assert grow(clean(blob)).sum() == 4 * 5  # rows 1 to 4
         assert clean(torch.ones(2, 4, 3, dtype=torch.bool)).all()
+
+    def test_only_the_border_differs_from_the_released_code(self):
+        """Which convolves with zero padding and counts."""
+
+        def released(mask, outside):
+            cross = torch.tensor([[0.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, 1.0, 0.0]])
+            padded = F.pad(mask[None, None].float(), (1,) * 4, value=outside)
+            eroded = (F.conv2d(padded, cross[None, None]) == 5).float()
+            return F.conv2d(eroded, torch.ones(1, 1, 5, 5), padding=2)[0, 0] > 0
+
+        def ours(mask):
+            return grow(clean(mask))
+
+        generator = torch.Generator().manual_seed(0)
+        for share in torch.linspace(0.5, 1, 20):
+            mask = torch.rand(16, 12, generator=generator) < share
+            assert torch.equal(ours(mask), released(mask, outside=1))
+            inside = mask.clone()
+            inside[[0, -1]], inside[:, [0, -1]] = False, False
+            assert torch.equal(ours(inside), released(inside, outside=0))
+        top = torch.arange(16)[:, None].expand(16, 16) < 2  # 48 tokens against none
+        assert (ours(top).sum(), released(top, outside=0).sum()) == (48, 0)
 
     def test_tokens_unlike_their_reference(self):
         final = torch.zeros(1, 6, 7, 2)
