@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from topi.errors import ToPiError
 from topi.escape import console, one_line, say
 from topi.signals import stoppable
+from topi.streams import plain_streams
 from topi.sweeps import add_commands
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     parsed = _parser().parse_args(arguments)
     try:
-        with stoppable(f"topi {shlex.join(arguments)}"):
+        with stoppable(f"topi {shlex.join(arguments)}"), plain_streams():
             return parsed.command(parsed) or 0
     except ToPiError as error:
         say(f"topi: {error}", sys.stderr)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -15,7 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from topi.config import ConfigError, check_axes, read_config, sentence
 from topi.errors import ToPiError
+from topi.escape import say
 from topi.signals import stoppable
+from topi.streams import plain_streams
 
 log = logging.getLogger(__name__)
 
@@ -55,21 +58,16 @@ def exit_code(main: Callable[[], None]) -> int:
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on, unprinted
     try:
-        with stoppable(f"python {shlex.join(sys.argv)}"):
+        with stoppable(f"python {shlex.join(sys.argv)}"), plain_streams():
             main()
     except (ToPiError, HydraException, OmegaConfBaseException) as error:
         return tell(error)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        why = f"Cannot write {error.filename} ({error.strerror})"
-        return tell(ToPiError(f"{why}: name another folder with store=PATH."))
     return 0
 
 
 def tell(error: Exception) -> int:
     """Print an error as one sentence on stderr; returns the exit code that goes with it."""
-    print(f"topi: {explain(error)}", file=sys.stderr)
+    say(f"topi: {explain(error)}", sys.stderr)
     refused = isinstance(error, ConfigError) or not isinstance(error, ToPiError)
     return REFUSED if refused else FAILED
 
@@ -80,10 +78,27 @@ def explain(error: Exception) -> str:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         return f"{group}={name} is unknown; choose one of: {', '.join(sorted(error.options))}."
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} cannot be read: {error.message.splitlines()[0]}."
+        return _unreadable(error.override)
     if several := re.match("Ambiguous value for argument '(.*)'", str(error)):
         return f"{several.group(1)} names several values; add -m to sweep over them."
     for known in (error, error.__cause__):
         if isinstance(known, OmegaConfBaseException):
             return sentence(known)
     return " ".join(str(error).split())
+
+
+def _unreadable(override: str) -> str:
+    """What is wrong with an override that Hydra cannot parse, and how to write it."""
+    key, mark, value = override.partition("=")
+    told = f"{override!r} cannot be read"
+    if not mark:
+        return f"{told}: write it as KEY=VALUE."
+    value = os.path.expanduser(value)
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', re.sub(r"(\\+)$", r"\1\1", value))
+    quoted = f'{key}="{escaped}"'
+    try:
+        OverridesParser.create().parse_override(quoted)
+    except HydraException:
+        return f"{told}: names of settings have ASCII letters, digits, dots and underscores only."
+    quoted = shlex.quote(quoted)
+    return f"{told}: text with letters beyond ASCII or signs such as =(){{}}#! is quoted: {quoted}."

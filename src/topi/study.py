@@ -6,14 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from topi.config import Config, ConfigError, conf_folder, read_config
+from topi.compose import composed, refusals
+from topi.config import Config, ConfigError, read_config
 from topi.errors import ToPiError
-from topi.launch import explain
 from topi.results import files
 from topi.results.calibration import Calibration, write_calibration
 from topi.results.keys import digest
@@ -44,16 +41,13 @@ def compose_study(
             f"`topi {command}` does not read {', '.join(sorted(unread))}; it reads "
             f"{', '.join(reads)}."
         )
-    try:
-        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            composed = compose("config", list(overrides))
+    found = composed(overrides)
+    with refusals():
         for name, value in data.items():
             given = f"data.{name}" in keys or (name == "count" and "size" in keys)
-            if name in composed.data and not given:
-                OmegaConf.update(composed, f"data.{name}", value)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(error)) from error
-    return read_config(composed)
+            if name in found.data and not given:
+                OmegaConf.update(found, f"data.{name}", value)
+    return read_config(found)
 
 
 class Study:

@@ -1,6 +1,7 @@
 """The page: complete, self-contained, and honest about stand-ins."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import matplotlib
 import pytest
 
+from topi import cli
 from topi.errors import ToPiError
 from topi.report import build
 from topi.report.figures import grid
@@ -179,3 +181,22 @@ def test_two_groups_never_share_a_file():
     stems = [group.stem.split("@")[0] for group in comparable(cells)]
     assert stems == ["a_b", "a_b", "A_B_1", "claims_1", "x", "x-2_1", "x-2"]
     assert len({group.stem.casefold() for group in comparable(cells)} | {"claims"}) == 8
+
+
+def test_a_report_that_cannot_be_written_is_one_line(tmp_path, capsys, store_root):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "report", tmp_path / "file"):
+        assert cli.main(["report", "--store", str(store_root), "--out", str(out)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"topi: Cannot write {out}")
+
+
+def test_a_disk_that_fills_up_under_a_report_is_one_line(tmp_path, capsys, monkeypatch, store_root):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert cli.main(["report", "--store", str(store_root), "--out", str(tmp_path / "r")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in line
+    assert not list((tmp_path / "r").rglob("*.*"))

@@ -130,7 +130,8 @@ class TestFolder:
             return None
         for base in (folder.parent.parent, folder.parent, folder, self.path):
             try:
-                return inside(base, name, self.outside).read_bytes()
+                if (file := inside(base, name, self.outside)).is_file():  # no pipe
+                    return file.read_bytes()
             except (OSError, ValueError):  # not there, a folder, or no name for a file
                 continue
         return None
@@ -250,9 +251,9 @@ def open_source(path: str | Path, revision: str | None = None, outside: bool = F
     """
     folder = Path(path)
     if folder.is_dir() or folder.is_file():
-        if lists := list(folder.rglob(LIST)):
+        if lists := list(filter(Path.is_file, folder.rglob(LIST))):  # no pipe
             return TestFolder(folder, lists, outside)
-        files = [folder] if folder.is_file() else list(folder.rglob("*.parquet"))
+        files = [folder] if folder.is_file() else filter(Path.is_file, folder.rglob("*.parquet"))
         if files := [str(f) for f in files if f.suffix == ".parquet" and f.name[0] != "."]:
             from fsspec.implementations.local import LocalFileSystem
 

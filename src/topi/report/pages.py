@@ -15,7 +15,7 @@ from topi.report.claims import claims_table, gather_evidence, judge_all
 from topi.report.leaderboard import block as leaderboard
 from topi.report.overview import paper_beside_ours
 from topi.report.text_table import to_markdown
-from topi.results import files
+from topi.results import files, schema
 from topi.results.store import Store
 
 
@@ -23,6 +23,8 @@ def claims(store: Store) -> str:
     """A row per claim of the paper with its verdict on each stand-in of the store."""
     return to_markdown(claims_table(judge_all(CLAIMS, gather_evidence(store)))).strip()
 
+
+AGAIN = "name a Markdown file."
 
 BLOCKS: dict[str, Callable[[Store], str]] = {
     "claims": claims,
@@ -40,7 +42,7 @@ def write_blocks(pages: Iterable[Path], store: Store) -> list[Path]:
     """
     written = []
     for page in pages:
-        content = page.read_text()
+        content = schema.read_text(page, AGAIN)
         names = re.findall(r"^<!-- begin (\S+) -->$", content, re.MULTILINE)
         for name in names:
             if name not in BLOCKS:
@@ -60,7 +62,7 @@ def read_block(page: Path, name: str) -> str:
     Raises:
         ToPiError: the page does not have it.
     """
-    return _split(page, page.read_text(), name)[1].strip("\n")
+    return _split(page, schema.read_text(page, AGAIN), name)[1].strip("\n")
 
 
 def _split(page: Path, content: str, name: str) -> tuple[str, str, str]:

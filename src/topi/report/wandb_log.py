@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from topi.results.files import read_bytes
+
 HEADER, BLOCK = 7, 32 * 1024  # bytes
 FULL, LAST = 1, 4  # kinds of a chunk that end a record
 
@@ -43,7 +45,7 @@ def read_log(folder: Path) -> LoggedRun:
     """
     run = LoggedRun()
     for path in folder.glob("*.wandb"):
-        for record in _records(path.read_bytes()):
+        for record in _records(read_bytes(path)):
             _add(run, record)
     return run
 
