@@ -3,11 +3,20 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from topi import cli
+from topi.data.check import check
+from topi.errors import ToPiError
+from topi.plan import load
+from topi.report.pages import write_blocks
+from topi.report.selection import answers
+from topi.results import Store
+from topi.results.cache_fit import read_cache_fit
+from topi.results.calibration import read_calibration
+from topi.results.files import read_image
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE = ROOT / "experiments" / "results"
@@ -91,26 +100,44 @@ def test_errors_of_libraries_keep_their_trace():
         exit_code(run)
 
 
-def test_pipes_folders_and_devices_in_place_of_files_are_refused(tmp_path, capsys):
+def test_pipes_folders_devices_and_deep_nesting_in_place_of_files_are_refused(tmp_path):
     """A pipe would be waited for without an end, /dev/zero be read without one."""
-    pipe, data = tmp_path / "pipe", tmp_path / "data"
+    pipe, nested = tmp_path / "pipe", tmp_path / "nested"
     os.mkfifo(pipe)
-    data.mkdir()
-    (data / "edits.jsonl").symlink_to(pipe)
-    nested = tmp_path / "nested.json"
     nested.write_text("[" * 100_000)
-    for place in (pipe, tmp_path, Path("/dev/zero"), nested):
-        for arguments in (
-            ["work", str(place)],
-            ["compare", "--store", str(STORE), "--questions", str(place)],
-            ["probe", "model=tiny_flux", f"layers.file={place}", f"store={tmp_path / 's'}"],
-            ["pages", str(place), "--store", str(STORE)],
-            ["data", "check", str(place)],
-        ):
-            if place == tmp_path and arguments[0] == "data":
-                arguments[-1] = str(data)
-            if place == nested and arguments[0] == "pages":
-                continue  # a page without a block
-            assert cli.main(arguments) == 1, arguments
-            (line,) = capsys.readouterr().err.splitlines()
-            assert line.startswith("topi: ")
+    readers = {
+        "plan": load,
+        "questions": lambda path: answers(Store(tmp_path), path),
+        "page": lambda path: write_blocks([path], Store(tmp_path)),
+        "calibration": read_calibration,
+        "fit": read_cache_fit,
+        "image": read_image,
+    }
+    for name, read in readers.items():
+        for place in (pipe, tmp_path, Path("/dev/zero"), nested):
+            if (name, place) != ("page", nested):  # a page without a block
+                with pytest.raises(ToPiError, match=place.name):
+                    read(place)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("name", ["edits.jsonl", "edits.csv", "edit_result.json", "a.parquet"])
+def test_a_data_set_is_not_made_of_pipes(tmp_path, name, nested):
+    if nested:
+        (tmp_path / name).write_text("[" * 100_000)
+    else:
+        os.mkfifo(tmp_path / name)
+    with suppress(ToPiError):
+        assert check(tmp_path).broken
+
+
+def test_a_pipe_is_no_picture_of_a_data_set(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "edits.jsonl").write_text('{"image": "a.png", "instruction": "x"}\n')
+    assert [where for where, _ in check(tmp_path).broken]
+    folder = tmp_path / "anybench" / "add"
+    folder.mkdir(parents=True)
+    (folder / "edit_result.json").write_text('[{"image_file": "a.png", "edit": "x"}]')
+    (tmp_path / "edits.jsonl").unlink()
+    os.mkfifo(folder / "a.png")
+    assert check(tmp_path).broken

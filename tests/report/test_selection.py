@@ -1,12 +1,15 @@
 """The table of paired differences, against numbers by hand."""
 
+from math import inf
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from topi import escape
 from topi.errors import ToPiError
 from topi.report.selection import answers, comparison, questions_tables, selection_table
+from topi.report.tables import STAR
 from topi.results import Store
 
 
@@ -48,6 +51,27 @@ def test_a_star_is_for_what_holds_after_correction():
     lines = selection_table(frame, "rival").splitlines()
     stars = {line.split(" | ")[0].strip("| "): "*" in line for line in lines[2:]}
     assert stars["sure"] and not any(stars[f"few {k}"] for k in range(9)) and not stars["rival"]
+
+
+def test_equal_outputs_are_left_out_of_means_as_in_the_report():
+    """One of `some` equals the full output, and all of `full`."""
+    frame = pd.DataFrame(
+        rows("some", [inf, 40, 50, 60], 1.5)
+        + rows("none", [30.0, 40, 40, 50], 1.2)
+        + rows("full", [inf] * 4, 1.0)
+    )
+    lines = selection_table(frame, "none", "full").splitlines()
+    assert lines[2] == "| full | 4 | 1.00 | 0.50 | ∞ | – |  | ∞ | ∞ |"
+    assert lines[4].startswith(r"| some | 4 | 1.50 | 0.50 | 50.00\* | +6.67 [")
+    assert lines[4].endswith(r" | – | 50.0\* | 50.0 |")
+    assert lines[-1] == escape.markdown(STAR)
+    questions = pd.DataFrame(
+        [("A", "?", "some", "full", "")],
+        columns=["section", "question", "one", "other", "decided"],
+    )
+    assert questions_tables({"m": frame}, questions).splitlines()[-1] == (
+        "| ? | – at 1.50× and 1.00× |  |"
+    )
 
 
 def test_every_question_is_answered_on_every_model():
