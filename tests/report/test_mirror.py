@@ -15,7 +15,7 @@ from PIL import Image
 from small_cells import SMOKE, fork, wait
 
 from topi import cli
-from topi.report.mirror import PLACES, Mirror, artifact_name, kept_curve
+from topi.report.mirror import PLACES, Mirror, artifact_name, calibrations, kept_curve
 from topi.report.sync import offline_runs, sync, unsynced
 from topi.report.wandb_log import read_log
 from topi.results import Store
@@ -124,6 +124,18 @@ def write_calibrations(store, cell):
         calibration = Calibration(curves, {}, stability, (), {"weights": weights})
         write_calibration(store.root / "calibration" / f"{name}.json", calibration)
     (store.root / "calibration" / "c.json").write_text("{}")
+
+
+def test_a_manifest_names_no_other_file_than_a_calibration(store):
+    cell = cell_of(store)
+    write_calibrations(store, cell)
+    folder = store.root / "calibration"
+    secret, elsewhere = store.root / "secret.json", store.root / "own.json"
+    secret.write_text('{"token": "swordfish"}')
+    elsewhere.write_bytes((folder / "a.json").read_bytes())
+    for named, found in ((secret, []), (elsewhere, [elsewhere])):
+        about = cell.manifest | {"config": {"layers": {"file": str(named)}}}
+        assert calibrations(store, about) == [folder / "a.json", *found]
 
 
 def test_a_resumed_cell_continues_its_run_without_doubled_steps(store):

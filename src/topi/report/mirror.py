@@ -227,9 +227,9 @@ class Mirror:
 def calibrations(store: Store, manifest: Mapping[str, Any]) -> list[Path]:
     """The calibration that a cell names, and those in its store that are of its weights."""
     paths = sorted((store.root / "calibration").glob("*.json"))
-    found = [path for path in paths if _weights(path) == manifest["weights"]]
-    named = manifest["config"].get("layers", {}).get("file")
-    return [*found, *(path for path in [Path(named or "")] if path.is_file() and named)]
+    if named := manifest["config"].get("layers", {}).get("file"):
+        paths.append(Path(named))  # whoever wrote the manifest, only a calibration is uploaded
+    return [path for path in paths if _weights(path) == manifest["weights"]]
 
 
 def artifact_name(path: Path) -> str:

@@ -55,7 +55,7 @@ def open_plain(path: Path | str, flags: int) -> int:
     """
     check_links(path)
     flags |= os.O_CLOEXEC | os.O_NONBLOCK | (os.O_NOFOLLOW if _inside(path) else 0)
-    strange = f"{path} is a pipe or a device, not a file: remove it."
+    strange = f"{path} is a pipe or a device, not a regular file: put a file in its place."
     try:
         descriptor = os.open(path, flags, 0o666)
     except OSError as error:

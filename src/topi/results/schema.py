@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, FiniteFloat, NonNegativeInt, TypeAdapter, ValidationError
 
 from topi.errors import ToPiError
+from topi.results.links import open_plain
 
 T = TypeVar("T")
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
@@ -96,9 +97,8 @@ def read_text(path: Path | str, again: str) -> str:
         ToPiError: it cannot be read.
     """
     try:
-        if Path(path).exists() and not Path(path).is_file():
-            raise OSError("it is not a regular file")
-        return Path(path).read_text(encoding="utf-8-sig")
+        with open(path, encoding="utf-8-sig", opener=open_plain) as file:
+            return file.read()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise ToPiError(f"{path} cannot be read ({why}). To repair: {again}") from error
