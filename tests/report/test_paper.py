@@ -230,7 +230,7 @@ def script(monkeypatch, capsys):
 def test_the_scripts_draw(paper_root, tmp_path, script):
     names = {path.stem for path in (ROOT / "figures").glob("*.py")}
     artefacts = {path.parent.name for path in (ROOT / "experiments").glob("*/paper.csv")}
-    assert names == artefacts | {"pareto", "references", "equal_count"}
+    assert names == artefacts | {"pareto", "references", "equal_count", "overview"}
     figure, table = tmp_path / "figures" / "fig11.png", tmp_path / "tables" / "table4.md"
     assert script("fig11", paper_root, tmp_path) == (f"{figure}\n", "", 0)
     assert script("table4", paper_root, tmp_path) == (f"{table}\n", "", 0)
