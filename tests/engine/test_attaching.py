@@ -172,7 +172,7 @@ class TestThreads:
                 errors.append("none")
                 errors[:] = refused(lambda: Full()(flux[0]))
 
-        monkeypatch.setattr("topi.engine.session.refuse_frozen_hooks", look)
+        monkeypatch.setattr("topi.engine.session.refuse_what_cannot_work", look)
         with Full()(flux[0]):
             assert len(errors) == 1 and "Another method is attached" in errors[0]
 
