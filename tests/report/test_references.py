@@ -109,7 +109,7 @@ def test_the_figure(filled, check_texts):
 
 
 def test_a_report_has_it_only_if_there_are_cells(filled, add, tmp_path):
-    out = export(tmp_path, tmp_path / "small")
+    out = export(tmp_path, tmp_path.with_name(f"{tmp_path.name}_small"))
     for root in (tmp_path, out):
         paper = build_paper(root, tmp_path / "report")
         assert [t.name for t in paper.tables].count("references") == 1
