@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from small_cells import (
     SMOKE,
     assert_equal,
@@ -255,6 +256,24 @@ def test_nothing_in_a_manifest_is_interpolated(tmp_path, monkeypatch, calm, capl
     assert "oc.env:SECRET" in caplog.text
     held = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     assert not [text for text in held if "swordfish" in text]
+
+
+def test_verify_and_retry_find_relative_data_from_another_folder(tmp_path, monkeypatch, capsys):
+    (tmp_path / "here" / "mine").mkdir(parents=True)
+    (tmp_path / "there").mkdir()
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "here" / "mine" / "a.png")
+    line = '{"image": "a.png", "instruction": "make it blue"}'
+    (tmp_path / "here" / "mine" / "edits.jsonl").write_text(line)
+    monkeypatch.chdir(tmp_path / "here")
+    config = config_for("results", "data=folder", "data.path=mine", "lpips=false")
+    experiment.run(config)
+    cell, store = only_cell("results"), str(tmp_path / "here" / "results")
+    monkeypatch.chdir(tmp_path / "there")
+    assert cli.main(["verify", cell.key, "--store", store]) == 0
+    assert "same" in capsys.readouterr().out
+    assert cli.main(["retry", cell.key, "--store", store]) == 0
+    assert [found.key for found in Store(store).find_cells()] == [cell.key]
+    assert not list((tmp_path / "there").iterdir())
 
 
 def test_verify_refuses_what_is_not_the_same(calm, monkeypatch):

@@ -24,6 +24,24 @@ LOGGERS = ("offline", "online", "none")
 RESUME = ("same", "any")
 
 
+FILES = (("data", "path"), ("layers", "file"), ("cache", "fit"), ("model", "hub_id"))
+"""Settings that name a file or a folder, maybe relative to the folder of the process."""
+
+
+def placed(config: dict[str, Any], folder: Path | str) -> dict[str, Any]:
+    """A plain configuration with paths that do for every folder.
+
+    Args:
+        config: of which `FILES` are looked at.
+        folder: what relative paths are relative to; those that lead nowhere stay as they are.
+    """
+    for group, name in FILES:
+        value = (config.get(group) or {}).get(name)
+        if isinstance(value, str) and value and (place := Path(folder, value)).exists():
+            config = config | {group: config[group] | {name: str(place)}}
+    return config
+
+
 def conf_folder() -> Path:
     """`conf/` of the checkout this package is installed from, else of the current folder.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from topi.config import Config, ConfigError, DataConfig, LayersConfig
+from topi.config import Config, ConfigError, DataConfig, LayersConfig, placed
 from topi.data import AnyEdit, Dataset, EditFolder, EditSample, MiniEdit, MiniEditPlus, ids_of
 from topi.errors import ToPiError
 from topi.evaluation.cell import Bench, full_output, run_latency, run_quality
@@ -499,6 +499,8 @@ def describe(
     }
     trimmed = {"trim_last": True} if trims(config, method) else {}
     content |= trimmed
+    plain = asdict(replace(config, shard=None, devices=1))
+    relative = placed(plain, Path.cwd()) != plain
     return {
         "key": f"{editor.name}-{method.name}-{digest(content)}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -520,7 +522,8 @@ def describe(
             torch.version.cuda,
         ),
         "full": full,
-        "config": asdict(replace(config, shard=None, devices=1)),
+        "config": plain,
+        **({"folder": str(Path.cwd())} if relative else {}),
     }
 
 

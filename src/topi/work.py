@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from topi.compose import composed
-from topi.config import Config, check_literal, read_config
+from topi.config import Config, check_literal, placed, read_config
 from topi.errors import ToPiError
 from topi.plan import PlannedCell, Task
 from topi.results import Cell, Store
@@ -105,6 +105,8 @@ def matching(cells: Sequence[Cell], name: str) -> list[Cell]:
 def config_of(cell: Cell) -> Config:
     """The configuration in a manifest; the store is where the cell is now.
 
+    Relative paths are taken from the folder in which the cell was begun, if they lead anywhere.
+
     Raises:
         ToPiError: the manifest is damaged or of another version of this program, or has an
             interpolation.
@@ -112,9 +114,14 @@ def config_of(cell: Cell) -> Config:
     content = cell.manifest.get("config")
     if not isinstance(content, dict):
         raise ToPiError(f"The manifest of {cell.key} has no configuration.")
-    here = {"store": str(cell.path.parents[1]), "resume": content.get("resume", "same")}
-    check_literal(content | here, f"The configuration of {cell.key}")
-    return read_config(OmegaConf.create(content | here))
+    store = str(cell.path.parents[1])
+    data = content.get("data") or {}
+    if data.get("cache") == f"{content.get('store')}/data":  # as `conf/data/anyedit.yaml` says
+        content = content | {"data": data | {"cache": f"{store}/data"}}
+    content = content | {"store": store, "resume": content.get("resume", "same")}
+    content = placed(content, cell.manifest.get("folder", ""))
+    check_literal(content, f"The configuration of {cell.key}")
+    return read_config(OmegaConf.create(content))
 
 
 def _manifest(cell: Cell) -> dict[str, Any]:

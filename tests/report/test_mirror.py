@@ -16,7 +16,7 @@ from small_cells import SMOKE, fork, wait
 
 from topi import cli
 from topi.report.mirror import PLACES, Mirror, artifact_name, calibrations, kept_curve
-from topi.report.sync import offline_runs, sync, unsynced
+from topi.report.sync import offline_runs, sync, unsynced, wandb_mode
 from topi.report.wandb_log import read_log
 from topi.results import Store
 from topi.results.calibration import Calibration, Curves, Stability, write_calibration
@@ -272,3 +272,30 @@ def test_sync_hands_over_what_is_ready_and_notices_what_was_left(
     assert asked == [["wandb", "sync", *(folder.name for folder in folders[1:])]]
     assert unsynced(store) == [folders[2]]
     assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted", "mode"),
+    [
+        ("disabled", "online", "none"),
+        ("disabled", "offline", "none"),
+        ("offline", "online", "offline"),
+        ("dryrun", "online", "offline"),
+        ("online", "offline", "online"),
+        ("online", "none", "none"),
+        ("", "offline", "offline"),
+        ("nonsense", "offline", "offline"),
+    ],
+)
+def test_the_environment_says_whether_and_where_wandb_logs(monkeypatch, said, wanted, mode, caplog):
+    monkeypatch.setenv("WANDB_MODE", said)
+    assert wandb_mode(wanted) == mode
+    assert ("WANDB_MODE=nonsense" in caplog.text) == (said == "nonsense")
+
+
+def test_disabled_writes_nothing(store, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with Mirror(store, cell_of(store), "offline") as mirror:
+        mirror.row(cell_of(store).rows[0])
+    assert mirror.run is None
+    assert not (store.root / "wandb").exists()

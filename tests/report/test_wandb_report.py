@@ -105,3 +105,10 @@ def test_without_the_extra_the_report_says_what_to_install(published, monkeypatc
 def test_a_bad_place_is_refused(where):
     with pytest.raises(ToPiError, match="ENTITY/PROJECT"):
         place(where)
+
+
+@pytest.mark.parametrize("mode", ["disabled", "offline"])
+def test_nothing_is_sent_where_the_environment_forbids_it(published, monkeypatch, mode):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    with pytest.raises(ToPiError, match="WANDB_MODE"):
+        published("us/topi")

@@ -161,10 +161,12 @@ def test_what_was_measured_of_the_former_weights_is_not_shipped(train, monkeypat
     assert json.loads((shipped / "config.json").read_text()) == config
 
 
-def test_curves_are_kept_beside_a_wandb_run(tmp_path):
+def test_curves_are_kept_beside_a_wandb_run(tmp_path, monkeypatch):
     config = composed("logger=wandb_offline", f"out={tmp_path}")
     names = [type(logger).__name__ for logger in run.loggers_of(config, 0, 0)]
     assert names == ["CSVLogger", "WandbLogger"]
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert len(run.loggers_of(config, 0, 0)) == 1
 
 
 def test_an_editor_of_conv_latents_brings_its_own_autoencoder(train):

@@ -22,7 +22,7 @@ from topi.errors import ToPiError
 from topi.pictures import side_by_side
 from topi.report.gallery import draw_mask, read_anchors
 from topi.report.statistics import speedup
-from topi.report.sync import runs_of
+from topi.report.sync import runs_of, wandb_mode
 from topi.report.wandb_log import read_log
 from topi.results import Cell, Store, files
 from topi.results.calibration import read_calibration
@@ -57,7 +57,8 @@ class Mirror:
     Args:
         store: where the cell is.
         cell: with its manifest written.
-        mode: "offline" needs neither login nor network; "online"; "none" does nothing.
+        mode: "offline" needs neither login nor network; "online"; "none" does nothing. The
+            environment variable WANDB_MODE goes before it, see `wandb_mode`.
         project: of W&B.
         pictures: samples in the picture grid.
     """
@@ -66,7 +67,7 @@ class Mirror:
         self, store: Store, cell: Cell, mode: str, project: str = "topi", pictures: int = 8
     ) -> None:
         self.store, self.cell = store, cell
-        self.mode, self.project, self.pictures = mode, project, pictures
+        self.mode, self.project, self.pictures = wandb_mode(mode), project, pictures
         self.run: Any = None
         self.logged: set[int] = set()  # steps
 

@@ -1,6 +1,7 @@
 """Uploading offline W&B runs from a machine that has internet."""
 
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -15,6 +16,25 @@ log = logging.getLogger(__name__)
 
 QUIET = 600
 """Seconds without a word after which a run without an end counts as cut off."""
+
+
+MODES = {"online": "online", "run": "online", "shared": "online", "offline": "offline"}
+MODES |= {"dryrun": "offline", "disabled": "none"}
+"""What WANDB_MODE may say -> the mode that it stands for."""
+
+
+def wandb_mode(wanted: str) -> str:
+    """What is done on W&B: "online", "offline" or "none".
+
+    Args:
+        wanted: the mode that is configured. WANDB_MODE goes before it, but never turns W&B on.
+    """
+    said = os.environ.get("WANDB_MODE", "").strip().lower()
+    if wanted == "none" or not said:
+        return wanted
+    if said not in MODES:
+        log.warning("WANDB_MODE=%s is none of %s, so it is not heeded", said, ", ".join(MODES))
+    return MODES.get(said, wanted)
 
 
 def offline_runs(store: Store) -> list[Path]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from topi.errors import ToPiError
 from topi.report.claims import claims_markdown
 from topi.report.paper import Drawn, Paper, build_paper
+from topi.report.sync import wandb_mode
 from topi.report.text_table import to_markdown
 from topi.results.store import Store
 
@@ -82,6 +83,8 @@ def publish(store_root: Path | str, out: Path | str, where: str) -> str:
         ToPiError: a bad place, no wandb-workspaces, or W&B refused (no login, no network).
     """
     entity, project = place(where)
+    if (mode := wandb_mode("online")) != "online":
+        raise ToPiError(f"A report of W&B needs a server, but WANDB_MODE says {mode}: unset it.")
     _reports()  # before anything is built
     paper = build_paper(store_root, out)
     report = wandb_report(paper, groups_of(Store(store_root)), entity, project)

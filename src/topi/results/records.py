@@ -78,6 +78,7 @@ class Manifest(_Open):
     job: NotRequired[Settings]
     full: FullRun
     config: NotRequired[CellConfig]
+    folder: NotRequired[str]
     experiment: NotRequired[str | None]
     labels: NotRequired[Annotated[list[str], Field(min_length=1)]]
     resumed: NotRequired[list[Settings]]

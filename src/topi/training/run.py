@@ -26,6 +26,7 @@ from topi.data.mini_edit import TRAIN_SHARES, draw_pair, label
 from topi.data.mini_edit_plus import TASKS as PLUS_TASKS
 from topi.models.standin import FAMILIES, LATENTS, kontext, load_parts, save_standin, weights_folder
 from topi.models.text import PromptCache
+from topi.report.sync import wandb_mode
 from topi.training.autoencoder import train_autoencoder
 from topi.training.average import same_latents, same_shapes, weighted_mean
 from topi.training.convert import qwen_from_kontext
@@ -369,13 +370,14 @@ def train_phase(
 def loggers_of(config: TrainingConfig, index: int, start: int) -> list[Logger]:
     """CSV, one file per attempt named by its first step; and W&B if asked for."""
     found: list[Logger] = [CSVLogger(config.out, name="log", version=f"phase-{index}/{start}")]
-    if config.logger != "csv":
+    wanted = {"csv": "none", "wandb_offline": "offline", "wandb": "online"}[config.logger]
+    if (mode := wandb_mode(wanted)) != "none":
         found.append(
             WandbLogger(
                 project="topi",
                 name=f"{config.model.name} phase {index}",
                 save_dir=config.out,
-                offline=config.logger == "wandb_offline",
+                offline=mode == "offline",
                 config=OmegaConf.to_container(OmegaConf.structured(config)),
             )
         )
