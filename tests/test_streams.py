@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from topi.data import anyedit
 from topi.data.check import check
 from topi.errors import ToPiError
 from topi.plan import load
@@ -118,6 +119,12 @@ def test_pipes_folders_devices_and_deep_nesting_in_place_of_files_are_refused(tm
             if (name, place) != ("page", nested):  # a page without a block
                 with pytest.raises(ToPiError, match=place.name):
                     read(place)
+
+
+def test_a_selection_that_is_nested_too_deeply_is_damaged(tmp_path):
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(ToPiError, match="was changed or damaged"):
+        anyedit._read_manifest(tmp_path / "manifest.json")
 
 
 @pytest.mark.parametrize("nested", [False, True])

@@ -315,7 +315,7 @@ def _read_manifest(file: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text())
         if manifest["sha256"] == _digest(manifest):
             return manifest
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     raise ToPiError(f"{file} was changed or damaged: delete {file.parent} to select the data anew")
 
