@@ -4,10 +4,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from topi.compose import compose_study
 from topi.config import ConfigError
 from topi.results import files
 from topi.results.cache_fit import CacheFit, write_cache_fit
-from topi.study import CALIBRATE_READS, Study, compose_study
+from topi.study import CALIBRATE_READS, Study
 
 SAMPLES = 16  # 4 of each category
 

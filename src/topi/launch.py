@@ -2,19 +2,18 @@
 
 import logging
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from topi.config import ConfigError, check_axes, read_config, sentence
+from topi.compose import explain
+from topi.config import ConfigError, check_axes, read_config
 from topi.errors import ToPiError
 from topi.escape import say
 from topi.signals import stoppable
@@ -70,35 +69,3 @@ def tell(error: Exception) -> int:
     say(f"topi: {explain(error)}", sys.stderr)
     refused = isinstance(error, ConfigError) or not isinstance(error, ToPiError)
     return REFUSED if refused else FAILED
-
-
-def explain(error: Exception) -> str:
-    """An error in one sentence, with the valid choices if one is unknown."""
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, name = (error.missing_cfg_file or "").rpartition("/")
-        return f"{group}={name} is unknown; choose one of: {', '.join(sorted(error.options))}."
-    if isinstance(error, OverrideParseException):
-        return _unreadable(error.override)
-    if several := re.match("Ambiguous value for argument '(.*)'", str(error)):
-        return f"{several.group(1)} names several values; add -m to sweep over them."
-    for known in (error, error.__cause__):
-        if isinstance(known, OmegaConfBaseException):
-            return sentence(known)
-    return " ".join(str(error).split())
-
-
-def _unreadable(override: str) -> str:
-    """What is wrong with an override that Hydra cannot parse, and how to write it."""
-    key, mark, value = override.partition("=")
-    told = f"{override!r} cannot be read"
-    if not mark:
-        return f"{told}: write it as KEY=VALUE."
-    value = os.path.expanduser(value)
-    escaped = re.sub(r'(\\*)"', r'\1\1\\"', re.sub(r"(\\+)$", r"\1\1", value))
-    quoted = f'{key}="{escaped}"'
-    try:
-        OverridesParser.create().parse_override(quoted)
-    except HydraException:
-        return f"{told}: names of settings have ASCII letters, digits, dots and underscores only."
-    quoted = shlex.quote(quoted)
-    return f"{told}: text with letters beyond ASCII or signs such as =(){{}}#! is quoted: {quoted}."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from topi.compose import compose_study
 from topi.errors import ToPiError
 from topi.methods import METHODS, make_method
 from topi.models import Layout
@@ -17,7 +18,6 @@ from topi.results import Cell, Store
 from topi.results.bench import BenchRun, load_benches
 from topi.results.gpus import Gpu, gpu_named
 from topi.speed import BenchConfig, check_least, check_shares, own_keys, random_weights, variants_of
-from topi.study import compose_study
 
 if TYPE_CHECKING:
     from topi.evaluation.bench import Attach

@@ -5,10 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from topi.compose import compose_study
 from topi.config import ConfigError, check_choice
 from topi.errors import ToPiError
 from topi.results import files
-from topi.study import CALIBRATE_READS, Study, compose_study
+from topi.study import CALIBRATE_READS, Study
 
 if TYPE_CHECKING:
     from topi.evaluation.schedule_search import Schedule

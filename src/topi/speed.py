@@ -202,7 +202,7 @@ def model_of(settings: BenchConfig, overrides: Sequence[str]) -> Config:
     """
     import torch
 
-    from topi.study import compose_study
+    from topi.compose import compose_study
 
     config = compose_study("bench", overrides, READS)
     model, size, steps = config.model, settings.size, settings.steps

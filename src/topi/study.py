@@ -1,15 +1,13 @@
 """From a configuration to a study of a model's attention: `topi calibrate` and `topi probe`."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from topi.compose import composed, refusals
-from topi.config import Config, ConfigError, read_config
+from topi.compose import compose_study
+from topi.config import Config, ConfigError
 from topi.errors import ToPiError
 from topi.results import files
 from topi.results.calibration import Calibration, write_calibration
@@ -19,35 +17,6 @@ from topi.results.probe import ProbeRun, probe_run
 SAMPLES = 48  # 12 of each category, as in the paper (section 5.1)
 CALIBRATE_READS = ("model", "data", "seed", "store")
 PROBE_READS = (*CALIBRATE_READS, "layers", "tau", "size")
-
-
-def compose_study(
-    command: str, overrides: Sequence[str], reads: Collection[str], **data: Any
-) -> Config:
-    """The configuration of a study, from `conf/` and overrides as `run.py` takes them.
-
-    Args:
-        command: what the user called.
-        overrides: `model=...`, `data.count=12`, ...
-        reads: the top-level keys that the study depends on; others are refused.
-        data: defaults of `data.*`, for data sets that have such a field.
-
-    Raises:
-        ConfigError: what cannot be composed, or would have no effect.
-    """
-    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
-    if unread := {key.partition(".")[0] for key in keys} - set(reads):
-        raise ConfigError(
-            f"`topi {command}` does not read {', '.join(sorted(unread))}; it reads "
-            f"{', '.join(reads)}."
-        )
-    found = composed(overrides)
-    with refusals():
-        for name, value in data.items():
-            given = f"data.{name}" in keys or (name == "count" and "size" in keys)
-            if name in found.data and not given:
-                OmegaConf.update(found, f"data.{name}", value)
-    return read_config(found)
 
 
 class Study:

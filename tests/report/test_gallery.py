@@ -10,17 +10,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from topi.pictures import side_by_side
+from topi.pictures import draw_mask, side_by_side
 from topi.report.artefacts import OURS
 from topi.report.figures import grid
-from topi.report.gallery import (
-    draw_difference,
-    draw_mask,
-    gather,
-    keep_ratios,
-    read_anchors,
-    shown_labels,
-)
+from topi.report.gallery import draw_difference, gather, keep_ratios, shown_labels
+from topi.results.masks import read_anchors
 from topi.results.store import Store
 
 matplotlib.use("Agg")

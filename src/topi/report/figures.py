@@ -20,8 +20,8 @@ from matplotlib.ticker import NullLocator
 
 from topi.escape import printable
 from topi.names import file_name
-from topi.pictures import side_by_side
-from topi.report.gallery import Picture, draw_difference, draw_mask
+from topi.pictures import draw_mask, side_by_side
+from topi.report.gallery import Picture, draw_difference
 from topi.report.tables import ALL, COLUMNS, FEW
 from topi.results.files import write
 

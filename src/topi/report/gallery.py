@@ -3,41 +3,21 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from topi.errors import ToPiError
 from topi.report.artefacts import OURS
 from topi.report.tables import categories_of, in_order
-from topi.results import files
 from topi.results.files import read_image
+from topi.results.masks import Anchor, read_anchors
 from topi.results.mend import pictured
-from topi.results.records import Masks
 from topi.results.store import Store
 
 log = logging.getLogger(__name__)
-
-GOLD = np.array([255.0, 200.0, 40.0])
-
-
-@dataclass(frozen=True)
-class Anchor:
-    """What one anchor step kept of each reference: a boolean grid `(rows, cols)`."""
-
-    step: int
-    branch: str
-    kept: tuple[np.ndarray, ...]
-
-    @property
-    def keep_ratio(self) -> float:
-        """Kept tokens over all reference tokens."""
-        return sum(mask.sum() for mask in self.kept) / sum(mask.size for mask in self.kept)
 
 
 @dataclass(frozen=True)
@@ -52,39 +32,6 @@ class Picture:
     outputs: dict[str, Image.Image] = field(default_factory=dict)
     anchors: dict[str, list[Anchor]] = field(default_factory=dict)
     psnr: dict[str, float] = field(default_factory=dict)
-
-
-def read_anchors(path: Path) -> list[Anchor]:
-    """The anchors of one masks file by step; indices count through all references.
-
-    There are none without a file, or if it is damaged, which the log says.
-    """
-    if not os.path.lexists(path):
-        return []
-    try:
-        content = files.read_json(path, Masks)
-    except ToPiError as error:
-        log.warning("left out: %s", error)
-        return []
-    grids = content["grids"]
-    ends = np.cumsum([rows * cols for rows, cols in grids])
-    anchors = []
-    for record in sorted(content["anchors"], key=lambda record: record["step"]):
-        flat = np.zeros(ends[-1], dtype=bool)
-        flat[slice(None) if record["kept"] is None else record["kept"]] = True
-        parts = np.split(flat, ends[:-1])
-        kept = tuple(part.reshape(grid) for part, grid in zip(parts, grids, strict=True))
-        anchors.append(Anchor(record["step"], record["branch"], kept))
-    return anchors
-
-
-def draw_mask(reference: Image.Image, kept: np.ndarray) -> Image.Image:
-    """The reference, kept tokens tinted gold and dropped ones darkened (paper, Figure 7)."""
-    pixels = np.asarray(reference.convert("RGB"), dtype=float)
-    mask = Image.fromarray(kept).resize(reference.size, Image.Resampling.NEAREST)
-    shown = np.asarray(mask)[..., None]
-    drawn = np.where(shown, 0.6 * pixels + 0.4 * GOLD, 0.25 * pixels)
-    return Image.fromarray(drawn.round().astype(np.uint8))
 
 
 def draw_difference(output: Image.Image, full: Image.Image, gain: float = 4.0) -> Image.Image:

@@ -16,12 +16,12 @@ from topi.report.claims import (
     decide,
 )
 from topi.report.flops_table import KEPT, REFERENCE, TARGET, by_formula, counted, reduction
-from topi.report.gallery import read_anchors
 from topi.report.paper_tables import equal_speed
 from topi.report.paper_values import quantity
 from topi.report.statistics import Estimate, bootstrap, paired
 from topi.report.suite import SCORES, Run
 from topi.report.tables import CATEGORIES, category_title
+from topi.results.masks import read_anchors
 
 UNITS = {"psnr": " dB"}
 BETTER = {"psnr": 1, "ssim": 1, "lpips": -1}

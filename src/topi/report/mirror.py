@@ -19,13 +19,13 @@ import pandas as pd
 from PIL import Image
 
 from topi.errors import ToPiError
-from topi.pictures import side_by_side
-from topi.report.gallery import draw_mask, read_anchors
+from topi.pictures import draw_mask, side_by_side
 from topi.report.statistics import speedup
 from topi.report.sync import runs_of, wandb_mode
 from topi.report.wandb_log import read_log
 from topi.results import Cell, Store, files
 from topi.results.calibration import read_calibration
+from topi.results.masks import read_anchors
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,8 @@ from statistics import fmean
 from matplotlib.figure import Figure
 
 from topi.errors import ToPiError
-from topi.pictures import side_by_side
+from topi.pictures import draw_mask, side_by_side
 from topi.report.artefacts import FIG5, OURS
-from topi.report.gallery import draw_mask
 from topi.report.paper_figures import anchors_of, pictures, shown_samples
 from topi.report.paper_values import printed
 from topi.report.sheet import Block, Tile, draw

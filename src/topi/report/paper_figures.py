@@ -11,16 +11,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from topi.pictures import side_by_side
+from topi.pictures import draw_mask, side_by_side
 from topi.report.artefacts import CURVES, FIG5, FIG10, FIG11, OURS, TEACACHE
 from topi.report.figures import STYLE, curve, method_style, series_style, speed_axis
-from topi.report.gallery import Anchor, draw_mask, read_anchors
 from topi.report.paper_tables import curve_points
 from topi.report.sheet import PAGE, Block, Tile, draw
 from topi.report.suite import SCORES, Run, Suite
 from topi.report.tables import CATEGORIES, COLUMNS, FEW, category_title
 from topi.results.files import read_image
 from topi.results.full import FullOutputs
+from topi.results.masks import Anchor, read_anchors
 from topi.results.mend import pictured
 from topi.results.store import Store
 
