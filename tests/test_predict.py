@@ -1,6 +1,7 @@
 """`topi predict`: what it foresees, what it cannot, and how near it comes to what is measured."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -8,9 +9,10 @@ from small_cells import config_for
 
 from topi import cli, experiment
 from topi.errors import ToPiError
-from topi.evaluation.cost import CostModel
+from topi.evaluation.cost import CostModel, shown
 from topi.methods import METHODS, make_method
 from topi.models.random import weightless
+from topi.models.tiny import tiny_flux, tiny_qwen
 from topi.predict import compare_measured, cost_model, predict, read_predict
 from topi.report.cost import check_table, cost_table
 from topi.report.text_table import to_markdown
@@ -71,6 +73,29 @@ def test_predictions_are_what_was_counted(run):
     assert "is not checked" not in text
 
 
+@pytest.mark.parametrize("build", [tiny_flux, tiny_qwen])
+def test_blocks_that_compute_nothing_leave_the_same_trace(build, monkeypatch):
+    """For every method that fits: the blocks of the thin copy, run in full, are the reference."""
+    model, ran = CostModel(build()[0].transformer), []
+    layout = model.layout(256, 2, 12)
+
+    def whole(layer, forward):
+        return lambda **kwargs: ran.append(layer) or forward(**kwargs)
+
+    for name in METHODS:
+        known = {f.name for f in fields(METHODS[name])} - METHODS[name].variants[name].keys()
+        wanted = {"front_layers": 1, "first_anchor": 0, "update_every": 3, "ratio": 0.4}
+        wanted["layers"] = (1, 2)
+        method = make_method(name, **{k: v for k, v in wanted.items() if k in known})
+        traces = []
+        for blocks in (shown, whole):
+            monkeypatch.setattr("topi.evaluation.cost.shown", blocks)
+            traces.append(model.trace(partial(method, trim_last=True), layout, 5))
+            assert bool(ran) == (blocks is whole)
+        assert traces[0] == traces[1], name
+        ran.clear()
+
+
 def test_what_was_measured_on_a_gpu_is_checked_too(run, tmp_path):
     copy = bench_run(tmp_path, "on-gpu")
     copy.start({**run.manifest, "device": {"name": "NVIDIA H200"}, "round_to": 64})
@@ -120,7 +145,8 @@ def test_predict(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("topi.predict.SIZES", (64, 128))
     asked = ["model=tiny_flux", "methods=[topi]", "steps=3", "curve=true", "gpu=a100"]
     assert cli.main(["predict", *asked, f"store={tmp_path}", "--out", str(tmp_path)]) == 0
-    text = capsys.readouterr().out
+    text, told = capsys.readouterr()
+    assert "topi keep=0.5, 2 reference(s), 128 pixels: ideal 1." in told
     assert "Predicted cost of tiny_flux: 128 x 128, 1 reference(s), on A100 40GB SXM" in text
     assert (tmp_path / "cost_tiny_flux.png").is_file()
     assert "checked against" not in text  # nothing was measured

@@ -3,9 +3,9 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from topi.errors import ToPiError
 from topi.escape import console, one_line, say
@@ -224,7 +224,11 @@ def predict(parsed: argparse.Namespace) -> None:
     from topi.report.text_table import to_markdown
     from topi.results.gpus import gpu_named
 
-    found, asked = predict(parsed.overrides)
+    def tell(line: Mapping[str, Any]) -> None:
+        about = f"{line['label']}, {line['refs']} reference(s), {line['size']} pixels"
+        say(f"{about}: {line['why'] or 'ideal {ideal:.3f}x'.format_map(line)}", sys.stderr)
+
+    found, asked = predict(parsed.overrides, tell)
     say(to_markdown(cost_table(found.model, found.lines, gpu_named(asked.gpu).title)))
     if len(found.measured):
         say(to_markdown(check_table(found.measured)))

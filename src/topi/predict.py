@@ -1,8 +1,9 @@
 """From a command line to a prediction: `topi predict`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from math import nan
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
@@ -80,17 +81,29 @@ class Prediction:
     Args:
         lines: of one size, a method each; one that cannot be predicted says `why`.
         curve: the same over references and sizes, or nothing.
-        measured: see `compare_measured`.
+        store, gpu: what was measured, and the data sheet that it is compared with.
     """
 
     model: str
     lines: pd.DataFrame
     curve: pd.DataFrame
-    measured: pd.DataFrame
+    store: str
+    gpu: Gpu
+
+    @cached_property
+    def measured(self) -> pd.DataFrame:
+        """See `compare_measured`; predicts whatever the store holds of this model."""
+        return compare_measured(self.store, self.gpu, self.model)
 
 
-def predict(overrides: Sequence[str]) -> tuple[Prediction, PredictConfig]:
-    """Predict full and every method, and what was measured of the same model.
+def predict(
+    overrides: Sequence[str], tell: Callable[[Mapping[str, Any]], None] = lambda line: None
+) -> tuple[Prediction, PredictConfig]:
+    """Predict full and every method.
+
+    Args:
+        overrides: of `PredictConfig`, and `model=...`, `store=...`.
+        tell: gets each line as soon as it is known.
 
     Raises:
         ToPiError: an unknown model, method or value.
@@ -114,10 +127,11 @@ def predict(overrides: Sequence[str]) -> tuple[Prediction, PredictConfig]:
         about = {"label": label, "refs": refs, "size": size}
         layout = model.layout(size, refs, settings.n_text)
         try:
-            cost = model.predict(methods[label], layout, settings.steps)
+            about |= cost_fields(model.predict(methods[label], layout, settings.steps), gpu)
         except ToPiError as error:
-            return about | {"why": str(error)}
-        return about | cost_fields(cost, gpu)
+            about |= {"why": str(error)}
+        tell(about)
+        return about
 
     lines = [line(label, settings.refs, settings.size) for label in methods]
     curve = []
@@ -127,9 +141,8 @@ def predict(overrides: Sequence[str]) -> tuple[Prediction, PredictConfig]:
         }
         curve = [line(label, *point) for point in sorted(points) for label in methods]
         curve = [each for each in curve if each["why"] is None]
-    measured = compare_measured(config.store, gpu, config.model["name"])
     found = (pd.DataFrame(each) for each in (lines, curve))
-    return Prediction(config.model["name"], *found, measured), settings
+    return Prediction(config.model["name"], *found, config.store, gpu), settings
 
 
 def cost_fields(cost: "Cost", gpu: Gpu) -> dict[str, Any]:
@@ -148,11 +161,20 @@ def cost_fields(cost: "Cost", gpu: Gpu) -> dict[str, Any]:
 
 
 def cost_model(model: Mapping[str, Any]) -> "tuple[CostModel, Editor | None]":
-    """The cost model of a configured model, and its editor; published sizes need no weights."""
+    """The cost model of a configured model, and its editor; published sizes need no weights.
+
+    That of the latest two models is kept, with all that it has counted.
+    """
+    return _cost_model(json.dumps(model, sort_keys=True))
+
+
+@lru_cache(maxsize=2)
+def _cost_model(text: str) -> "tuple[CostModel, Editor | None]":
     from topi.evaluation.cost import CostModel
     from topi.models.editor import load_editor
     from topi.models.random import weightless
 
+    model = json.loads(text)
     if model["source"] not in ("hub", "random"):
         editor = load_editor(model)
         return CostModel(editor.transformer, 2 * editor.pipe.vae_scale_factor), editor
@@ -242,16 +264,13 @@ def layout_in(row: Mapping[str, Any]) -> Layout:
 
 def check_cells(store: str, name: str) -> Iterator[dict[str, Any]]:
     """The timed cells of a model, see `compare_measured`."""
-    opened: dict[str, CostModel] = {}
     for cell in Store(store).load_cells():
         if cell.model != name or not (pairs := cell.latency):
             continue
         about = {"run": cell.key, "label": cell.labels[0]}
         try:
             model = cell.manifest["config"]["model"]
-            if str(model) not in opened:
-                opened[str(model)], _ = cost_model(model)
-            found = opened[str(model)]
+            found, _ = cost_model(model)
             layout = layout_of_cell(cell, found.token, text_tokens(model))
             cost = found.predict(method_of_cell(cell), layout, cell.manifest["steps"])
         except ToPiError as error:

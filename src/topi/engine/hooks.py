@@ -366,4 +366,9 @@ def tapped_class(cls: type) -> type:
     return type(cls.__name__, (cls,), {**changed, "__module__": cls.__module__})
 
 
+def running_session() -> "Session | None":
+    """The session whose block runs in this thread, if one does."""
+    return _running.get()
+
+
 _running: ContextVar["Session | None"] = ContextVar("session whose block runs", default=None)

@@ -8,8 +8,9 @@ What depends on the picture is that of noise: RegionE takes every target token f
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from topi.engine import CallRecord
+from topi.engine.hooks import running_session
 from topi.evaluation.bench import Attach
-from topi.evaluation.flops import FlopCount, FlopCounter
+from topi.evaluation.flops import FlopCount, FlopCounter, forwards_of
 from topi.models import Adapter, Layout, adapter_for
 from topi.models.adapter import Grid
 
@@ -149,13 +151,15 @@ class CostModel:
         """
         pipe = ThinPipeline(self._thin.transformer)
         generator = torch.Generator().manual_seed(0)
-        with attach(pipe) as method, torch.no_grad():
+        with forwards_of(self._thin.blocks, shown), attach(pipe) as method, torch.no_grad():
             seen, thin = (pipe.encoded(each) for each in (layout, thin_layout(layout)))
             inputs = self._thin.inputs(thin, 1, torch.device("cpu"))
-            shape = inputs["hidden_states"].shape
+            noise = torch.randn(inputs["hidden_states"].shape, generator=generator)
+            target, references = noise.split([thin.n_target, thin.n_reference], dim=1)
             pipe.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
             for timestep in pipe.scheduler.timesteps:
-                inputs["hidden_states"] = torch.randn(shape, generator=generator)
+                latents = torch.randn(target.shape, generator=generator)
+                inputs["hidden_states"] = torch.cat([latents, references], dim=1)
                 inputs["timestep"] = timestep[None] / pipe.scheduler.config.num_train_timesteps
                 pipe.transformer(**inputs)
         wider = self._width / inner_width(pipe.transformer)
@@ -179,6 +183,32 @@ class CostModel:
         widest = layout.n_image if record.front_layers else record.n_image
         states = HELD * record.batch * (layout.n_text + widest) * self._width
         return self._weights + ITEM * states + record.store_bytes
+
+
+def shown(layer: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A block that computes nothing: it shows its input where a method asks for states.
+
+    What a method asks for are tokens to merge, and query, key and value. So a block takes a tenth
+    of the time.
+    """
+
+    def run(**kwargs: Any) -> tuple[Tensor, Tensor]:
+        text, image = kwargs["encoder_hidden_states"], kwargs["hidden_states"]
+        if (session := running_session()) is None:
+            return forward(**kwargs)
+        merge = session.ask_merge(image) if session.method.merges else None
+        around = merge is not None and merge.scope != "mlp"
+        inside = merge.merge(image) if around else image
+        if session.awaited:
+            states = torch.cat([text, inside], dim=1).unsqueeze(2)  # of a single head
+            session.at_attention(states, states, states, None, {})
+        if around:
+            merge.unmerge(inside)
+        if merge is not None and merge.scope in ("mlp", "both"):
+            merge.unmerge_mlp(merge.merge(image))
+        return text, image
+
+    return run
 
 
 UNTOUCHED = CallRecord(0, "cond", Layout(0, (1, 1), ((1, 1),)), 1)

@@ -10,7 +10,7 @@ bounds the measured speed-up of the transformer from above (up to differences in
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -129,12 +129,21 @@ def alike_once(replay: Replay, counter: FlopCounterMode) -> Iterator[list[int]]:
         return run
 
     block_of = replay.adapter.blocks
-    for layer, block in enumerate(block_of):
-        block.forward = once(layer, block.forward)
-    try:
+    with forwards_of(block_of, once):
         yield others
+
+
+@contextmanager
+def forwards_of(
+    blocks: Sequence[nn.Module], make: Callable[[int, Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """Let `make(layer, forward)` run in place of each block's own `forward`; attach afterwards."""
+    for layer, block in enumerate(blocks):
+        block.forward = make(layer, block.forward)
+    try:
+        yield
     finally:
-        for block in block_of:
+        for block in blocks:
             del block.forward
 
 
