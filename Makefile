@@ -25,7 +25,7 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	$(UV) pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-.weights/alexnet.ckpt: $(VENV)/.ready src/topi/evaluation/lpips_weights.txt
+.weights/alexnet.ckpt: $(VENV)/.ready src/topi/bench/runs/lpips_weights.txt
 	$(BIN)/topi fetch-lpips
 	touch $@
 

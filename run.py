@@ -5,7 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from topi.launch import exit_code, run_point
+from topi.bench.runs.launch import exit_code, run_point
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

@@ -21,7 +21,7 @@ models() {
         (
             topi calibrate "model=$model" --ship
             test "$model" != qwen_standin || topi calibrate model=qwen_plus_standin data=mini_edit_plus --ship
-            python -m topi.evaluation.model_card "$model"
+            python -m topi.bench.standins.model_card "$model"
             topi fit-cache "model=$model" --ship
             topi probe size=small "model=$model"
         ) &

@@ -1,6 +1,6 @@
 """Figure 11: the mask renewed or drawn once; cells of `experiment=fig11`."""
 
-from topi.draw import draw
+from topi.bench.report.draw import draw
 
 if __name__ == "__main__":
     draw(__doc__, figures=("fig11",))

@@ -1,6 +1,6 @@
 """Figure 7: the tokens kept at each anchor; cells of `experiment=fig7`."""
 
-from topi.draw import draw
+from topi.bench.report.draw import draw
 
 if __name__ == "__main__":
     draw(__doc__, figures=("fig7",))

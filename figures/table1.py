@@ -1,6 +1,6 @@
 """Table 1, its curves of quality over speed, and all at equal speed; `experiment=table1`."""
 
-from topi.draw import draw
+from topi.bench.report.draw import draw
 
 if __name__ == "__main__":
     draw(

@@ -1,6 +1,6 @@
 """Table 3: what scores the tokens; cells of `experiment=table3`."""
 
-from topi.draw import draw
+from topi.bench.report.draw import draw
 
 if __name__ == "__main__":
     draw(__doc__, tables=("table3",))

@@ -1,6 +1,6 @@
 """Table 4: dropped tokens left out, or averaged into kept ones; cells of `experiment=table4`."""
 
-from topi.draw import draw
+from topi.bench.report.draw import draw
 
 if __name__ == "__main__":
     draw(__doc__, tables=("table4",))

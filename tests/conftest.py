@@ -93,7 +93,7 @@ def recorded():
 @pytest.fixture
 def edits(monkeypatch):
     """The ids of the samples that tiny editors edit from here on."""
-    from topi.models.editor import TinyEditor
+    from topi.bench.editors.editor import TinyEditor
 
     seen, real = [], TinyEditor.edit
     monkeypatch.setattr(
@@ -109,7 +109,7 @@ def calm(tmp_path_factory):
     """A cell of four samples that nothing happens to."""
     from small_cells import config_for, only_cell
 
-    from topi import experiment
+    from topi.bench.runs import experiment
 
     store = tmp_path_factory.mktemp("calm")
     experiment.run(config_for(store, "data.count=4", "latency.samples=0"))

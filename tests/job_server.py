@@ -77,7 +77,7 @@ def work(asked: dict, files: list[int]) -> int:
     """What `topi` would do."""
     import logging
 
-    from topi.cli import main
+    from topi.bench.cli.main import main
 
     for target, source in zip((1, 2), files, strict=True):
         os.dup2(source, target)

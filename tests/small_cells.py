@@ -6,9 +6,9 @@ import time
 import traceback
 from pathlib import Path
 
-from topi.compose import composed
-from topi.config import read_config
-from topi.results import Cell, Store
+from topi.bench.config.compose import composed
+from topi.bench.config.schema import read_config
+from topi.bench.results import Cell, Store
 
 PATIENCE = 300  # seconds, for a machine with other things to do
 TIMING = ("seconds", "scoring_seconds", "selection_seconds")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from topi.plan import PlannedCell, Task, dump
+from topi.bench.runs.plan import PlannedCell, Task, dump
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTE = '#!/bin/sh\necho "$(basename "$0") $*" >> "$(dirname "$0")/asked"\n'

@@ -4,9 +4,9 @@ import shlex
 
 import pytest
 
-from topi import cli
-from topi.compose import composed
-from topi.config import ConfigError
+from topi.bench.cli import main as cli
+from topi.bench.config.compose import composed
+from topi.bench.config.schema import ConfigError
 
 
 @pytest.mark.parametrize(

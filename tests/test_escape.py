@@ -11,7 +11,7 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.table import Table
 
-from topi import escape
+from topi.bench.io import escape
 
 PIECES = ["[/x]", "[bold]", "\x1b[31m", "\x1b]0;a\x07", "\r", "\n", "\t", "\x9b2J", "\0", "|", "`"]
 PIECES += ["``", "<script>", "</td>", "&lt;", "![a](b:c)", "[a]: b", "\\", "\\\\", "\\input{a}"]
@@ -137,7 +137,7 @@ def test_a_spreadsheet_finds_no_formula():
 
 @pytest.mark.parametrize("shown", [True, False], ids=["terminal", "log"])
 def test_a_bar_shows_any_label_and_sample(shown, monkeypatch, caplog):
-    from topi.evaluation import cell
+    from topi.bench.runs import cell
 
     screen = io.StringIO()
     console = escape.console(10_000, screen)
@@ -154,7 +154,7 @@ def test_a_bar_shows_any_label_and_sample(shown, monkeypatch, caplog):
 def test_a_figure_shows_dollars_and_no_control_characters(tmp_path, monkeypatch):
     import matplotlib.pyplot as plt
 
-    from topi.report import figures
+    from topi.bench.report import figures
 
     drawn = []
     monkeypatch.setattr(figures, "write", lambda path, content: drawn.append(content))

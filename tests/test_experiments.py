@@ -10,19 +10,28 @@ import pytest
 from small_cells import config_for
 
 from hydra_plugins.topi_sweeper import points
-from topi.compose import composed
-from topi.config import ConfigError, read_config
-from topi.experiment import build_method, check, label_of, run
+from topi.bench.config.compose import composed
+from topi.bench.config.schema import ConfigError, read_config
+from topi.bench.editors.standin import weights_file
+from topi.bench.report.paper.artefacts import (
+    CURVES,
+    FIG5,
+    FIG10,
+    FIG11,
+    OURS,
+    SHEETS,
+    TEACACHE,
+    all_labels,
+)
+from topi.bench.report.paper.build import NEEDS
+from topi.bench.report.paper.ours import EQUAL_COUNT
+from topi.bench.report.paper.several_references import METHODS as COMPARED
+from topi.bench.report.paper.suite import identity
+from topi.bench.report.pareto import family
+from topi.bench.results import Store
+from topi.bench.results.probe_run import load_probes
+from topi.bench.runs.experiment import build_method, check, label_of, run
 from topi.methods import CACHES, METHODS
-from topi.models.standin import weights_file
-from topi.report.artefacts import CURVES, FIG5, FIG10, FIG11, OURS, SHEETS, TEACACHE, all_labels
-from topi.report.ours import EQUAL_COUNT
-from topi.report.paper import NEEDS
-from topi.report.pareto import family
-from topi.report.references import METHODS as COMPARED
-from topi.report.suite import identity
-from topi.results import Store
-from topi.results.probe import load_probes
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = {"table1": 30, "table2": 7, "table3": 3, "table4": 2, "table5": 9, "table7": 1}

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from topi.bench.io.names import checked_name, file_name, same_file
 from topi.errors import ToPiError
-from topi.names import checked_name, file_name, same_file
 
 PIECES = [
     "a",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from topi.experiment import check
+from topi.bench.runs.experiment import check
+from topi.bench.speed.benchmark import model_of, read_bench
 from topi.methods import METHODS
-from topi.speed import model_of, read_bench
 
 SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "real_size" / "run.sh"
 NOTE = """#!/bin/sh

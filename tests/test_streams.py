@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from topi.data import anyedit
-from topi.data.check import check
+from topi.bench.data import anyedit
+from topi.bench.data.check import check
+from topi.bench.report.pages import write_blocks
+from topi.bench.report.selection import answers
+from topi.bench.results import Store
+from topi.bench.results.cache_fit_file import read_cache_fit
+from topi.bench.results.calibration_file import read_calibration
+from topi.bench.results.files import read_image
+from topi.bench.runs.plan import load
 from topi.errors import ToPiError
-from topi.plan import load
-from topi.report.pages import write_blocks
-from topi.report.selection import answers
-from topi.results import Store
-from topi.results.cache_fit import read_cache_fit
-from topi.results.calibration import read_calibration
-from topi.results.files import read_image
 
 ROOT = Path(__file__).resolve().parents[1]
 STORE = ROOT / "experiments" / "results"
@@ -63,7 +63,7 @@ def test_a_reader_that_has_enough_is_no_error():
 def test_a_full_disk_under_the_log_of_a_run_is_one_line(tmp_path, monkeypatch, capsys):
     import logging
 
-    from topi.launch import exit_code
+    from topi.bench.runs.launch import exit_code
 
     def run():
         log = logging.getLogger("topi.test")
@@ -80,7 +80,7 @@ def test_a_full_disk_under_the_log_of_a_run_is_one_line(tmp_path, monkeypatch, c
 
 
 def test_a_full_disk_under_hydra_is_one_line(capsys):
-    from topi.launch import exit_code
+    from topi.bench.runs.launch import exit_code
 
     def run():
         with open("/dev/full", "w") as file:  # as Hydra writes its settings
@@ -92,7 +92,7 @@ def test_a_full_disk_under_hydra_is_one_line(capsys):
 
 
 def test_errors_of_libraries_keep_their_trace():
-    from topi.launch import exit_code
+    from topi.bench.runs.launch import exit_code
 
     def run():
         raise OSError("no tokenizer there")

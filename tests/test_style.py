@@ -11,27 +11,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "topi"
 
-# Left to right, as data flows. A package imports only packages to its left.
-FLOW = [
-    "errors",
-    "escape",
-    "names",
-    "pictures",
-    "config",
-    "data",
-    "models",
-    "engine",
-    "methods",
-    "results",
-    "evaluation",
-    "report",
-]
+# From the bottom up: a room imports only rooms before it. `methods` ends the library.
+LIBRARY = ["errors", "models", "engine", "methods"]
+ROOMS = ["io", "config", "data", "results", "tracking", "editors", "runs", "report", "speed"]
+ROOMS += ["studies", "standins", "cli"]
+FLOORS = [*LIBRARY, *(f"bench.{room}" for room in ROOMS)]
 # These must start without torch, on a laptop that only reads a store.
-LIGHT = {
-    "results": {"errors", "names"},
-    "report": {"errors", "escape", "names", "pictures", "results"},
-}
+LIGHT = ["bench.results", "bench.report"]
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "lightning", "lpips", "torchmetrics"}
+BENCH_ONLY = {"hydra", "omegaconf", "wandb", "lightning", "pandas", "matplotlib", "seaborn"}
+BENCH_ONLY |= {"rich", "typer", "pyarrow", "torchmetrics", "lpips", "pymoo", "pydantic", "jinja2"}
 
 
 def project_files() -> list[Path]:
@@ -53,15 +42,26 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-def package_imports(package: str) -> set[tuple[str, str]]:
-    """`(file, package)` for every package of the project that `package` imports."""
-    files = [*(SOURCE / package).rglob("*.py"), *SOURCE.glob(f"{package}.py")]
+def files_of(room: str) -> list[Path]:
+    """The source files of a room such as `engine` or `bench.data`."""
+    path = SOURCE / room.replace(".", "/")
+    return [*path.rglob("*.py"), *path.parent.glob(f"{path.name}.py")]
+
+
+def room_of(name: str) -> str:
+    """The room of a dotted name of this project: `topi.bench.data.folder` is in `bench.data`."""
+    parts = name.split(".")[1:]
+    return ".".join(parts[:2]) if parts[0] == "bench" else parts[0]
+
+
+def rooms_imported(room: str) -> set[tuple[str, str]]:
+    """`(file, room)` for every other room that `room` imports, also inside functions."""
     return {
-        (str(path.relative_to(SOURCE)), name.split(".")[1])
-        for path in files
+        (str(path.relative_to(SOURCE)), room_of(name))
+        for path in files_of(room)
         for name in imports(path)
-        if name.startswith("topi.")
-    } - {(str(path.relative_to(SOURCE)), package) for path in files}
+        if name.startswith("topi.") and room_of(name) != room
+    }
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=["lint", "format"])
@@ -75,18 +75,34 @@ def test_ruff_is_content(command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("package", FLOW)
-def test_imports_point_left(package):
-    left = set(FLOW[: FLOW.index(package)])
-    wrong = {(file, name) for file, name in package_imports(package) if name not in left}
-    assert not wrong
+@pytest.mark.parametrize("room", FLOORS)
+def test_imports_point_down(room):
+    below = set(FLOORS[: FLOORS.index(room)])
+    assert not {(file, other) for file, other in rooms_imported(room) if other not in below}
 
 
-@pytest.mark.parametrize("package", LIGHT)
-def test_reading_results_needs_no_model(package):
-    assert {name for _, name in package_imports(package)} <= LIGHT[package]
-    third_party = {n.split(".")[0] for p in (SOURCE / package).rglob("*.py") for n in imports(p)}
+def test_every_module_is_in_a_room():
+    rooms = {path for room in FLOORS for path in files_of(room)}
+    rest = {str(path.relative_to(SOURCE)) for path in {*SOURCE.rglob("*.py")} - rooms}
+    assert rest == {"__init__.py", "__main__.py", "bench/__init__.py"}
+
+
+@pytest.mark.parametrize("room", LIBRARY)
+def test_the_library_needs_nothing_of_the_bench(room):
+    third_party = {name.split(".")[0] for path in files_of(room) for name in imports(path)}
+    assert not third_party & BENCH_ONLY
+
+
+@pytest.mark.parametrize("room", LIGHT)
+def test_reading_results_needs_no_model(room):
+    assert not {name for _, name in rooms_imported(room)} & {"models", "engine", "methods"}
+    third_party = {name.split(".")[0] for path in files_of(room) for name in imports(path)}
     assert not third_party & HEAVY
+
+
+def test_no_two_files_have_one_name():
+    names = [p.name for p in SOURCE.rglob("*.py") if p.stem not in ("__init__", "__main__")]
+    assert not {name for name in names if names.count(name) > 1}
 
 
 def test_no_file_knows_a_machine_or_a_registry():

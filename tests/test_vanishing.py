@@ -5,10 +5,10 @@ import shutil
 import pytest
 from small_cells import config_for, only_cell, rows_of
 
-from topi import experiment
+from topi.bench.report.gallery import gather
+from topi.bench.results import Cell, Store
+from topi.bench.runs import experiment
 from topi.errors import ToPiError
-from topi.report.gallery import gather
-from topi.results import Cell, Store
 
 
 def removing(monkeypatch, name, always=False):

@@ -36,7 +36,7 @@ python=${PYTHON:-python3}
 export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 
 bench() { # two intervals of ten steps: what 40 steps give, in half of the time
-    "$python" -c 'import sys; from topi.cli import main; sys.exit(main(sys.argv[1:]))' \
+    "$python" -c 'import sys; from topi.bench.cli.main import main; sys.exit(main(sys.argv[1:]))' \
         bench weights=random store="$out/store" steps=20 "$@"
 }
 flux=model=flux_kontext
@@ -57,7 +57,7 @@ run() { # unquoted: several settings each
         bench $flux $ours $half repeats=1 warmup=0 steps=3 "$@"
         ;;
     kernels)
-        "$python" -m topi.evaluation.scoring_speed
+        "$python" -m topi.bench.speed.scoring_speed
         for kernel in chunked flash triton; do
             bench $flux $ours $half kernel=$kernel "$@" || echo "$kernel does not run here"
         done

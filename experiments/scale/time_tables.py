@@ -3,11 +3,11 @@
 import sys
 import time
 
-from topi.report.claims import gather_evidence, judge_all
-from topi.report.page import contents
-from topi.report.paper import CLAIMS, build_tables
-from topi.report.suite import suites
-from topi.results import Store
+from topi.bench.report.page import contents
+from topi.bench.report.paper.build import CLAIMS, build_tables
+from topi.bench.report.paper.claims import gather_evidence, judge_all
+from topi.bench.report.paper.suite import suites
+from topi.bench.results import Store
 
 
 def main(root: str) -> None:

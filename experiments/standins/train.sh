@@ -23,7 +23,7 @@ for model in $models; do
     two='data=mini_edit_plus data.plus=0.25'
     end=schedule=finish
     test "$schedule" != smoke || end=schedule=smoke
-    set -- "$python" -m topi.training model=$model $workers hardware="'$hardware'"
+    set -- "$python" -m topi.bench.standins model=$model $workers hardware="'$hardware'"
     ship=ship=${SHIP:-true}
     case $model-$schedule in
         qwen_standin-cpu)
@@ -39,17 +39,17 @@ for model in $models; do
             "$@" $data $left $end start=$out out=${out}_finish $ship
             ;;
     esac
-    test "${SHIP:-true}" = false || "$python" -m topi.evaluation.model_card $model
+    test "${SHIP:-true}" = false || "$python" -m topi.bench.standins.model_card $model
 done
 
 runs=
 for factor in none no_copy_head wide_copy_head conv_latents moved_references moving_content irrelevant_content fine_grid finer_grid deeper longer; do
-    "$python" -m topi.training factor=$factor schedule="$study" $workers \
+    "$python" -m topi.bench.standins factor=$factor schedule="$study" $workers \
         out=results/redundancy/$factor hardware="'$hardware'"
     runs="$runs results/redundancy/$factor"
 done
-"$python" -m topi.training schedule="$study" $workers seed=1 \
+"$python" -m topi.bench.standins schedule="$study" $workers seed=1 \
     out=results/redundancy/another_seed hardware="'$hardware'" # how far two equal runs are apart
-"$python" -m topi.evaluation.redundancy $runs results/redundancy/another_seed \
+"$python" -m topi.bench.standins.redundancy $runs results/redundancy/another_seed \
     --out results/redundancy/measured --samples "${SAMPLES:-48}" --size "${SIZE:-96}"
-"$python" -m topi.report.redundancy results/redundancy/measured/none.json results/redundancy/measured/*.json
+"$python" -m topi.bench.standins.redundancy_table results/redundancy/measured/none.json results/redundancy/measured/*.json

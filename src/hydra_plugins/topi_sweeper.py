@@ -74,8 +74,8 @@ class CheckedSweeper(BasicSweeper):
         Raises:
             ConfigError: a point is impossible.
         """
-        from topi.config import read_config
-        from topi.experiment import check
+        from topi.bench.config.schema import read_config
+        from topi.bench.runs.experiment import check
 
         for overrides in batch:
             point = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))

@@ -2,6 +2,6 @@
 
 import sys
 
-from topi.cli import main
+from topi.bench.cli.main import main
 
 sys.exit(main())

@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import topi
 from topi import ToPi, ToPiKV
+from topi.bench.speed import scoring_speed
 from topi.engine import Call, attention
 from topi.engine.column_mass import attended, fits, flash_mass, log_sum_exp, split_sum
-from topi.evaluation import scoring_speed
 from topi.methods.topi import smallest_set
 from topi.models import Layout, adapter_for
 

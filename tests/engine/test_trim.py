@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from topi import Full, RandomTokens, TeaCache, ToMeSD, ToPi
-from topi.evaluation.flops import FlopCounter, count_trace
+from topi.engine.flops import FlopCounter, count_trace
 from topi.models import Layout, adapter_for
 
 small = {"ratio": 0.5, "front_layers": 1, "layers": (1, 3, 5), "first_anchor": 1, "update_every": 3}

@@ -9,7 +9,7 @@ import torch
 from topi import Full, RandomTokens, TaylorSeer, ToPi
 from topi.errors import ToPiError
 from topi.methods import METHODS, Method, make_method
-from topi.methods.probe import AttentionProbe
+from topi.methods.attention_probe import AttentionProbe
 
 
 def test_methods_are_found_under_their_names():

@@ -5,8 +5,8 @@ import torch
 
 from topi import TaylorSeer
 from topi.engine import BlockInput, Call, CallRecord
+from topi.engine.flops import count_trace
 from topi.errors import ToPiError
-from topi.evaluation.flops import count_trace
 from topi.methods import METHODS, make_method
 from topi.methods.dato import DaTo, PruneMerge, dynamics, nearest_survivor
 from topi.methods.tomesd import draw_destinations

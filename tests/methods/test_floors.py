@@ -6,8 +6,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from topi import DownscaledRef, FewerSteps, Full, TeaCache
+from topi.engine.flops import count_trace
 from topi.errors import ToPiError
-from topi.evaluation.flops import count_trace
 from topi.methods.fewer_steps import thinned
 from topi.models.references import resized
 

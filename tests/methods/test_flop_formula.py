@@ -13,7 +13,7 @@ from diffusers import FluxTransformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from topi.engine import CallRecord
-from topi.evaluation.flops import FlopCounter
+from topi.engine.flops import FlopCounter
 from topi.methods import CACHES, METHODS, make_cache, make_method
 from topi.models import Layout, adapter_for
 

@@ -13,8 +13,8 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_inpaint
 from PIL import Image
 
 from topi import DownscaledRef, FewerSteps
+from topi.engine.flops import count_trace
 from topi.errors import ToPiError
-from topi.evaluation.flops import count_trace
 from topi.methods import Method
 from topi.models.tiny import random_image
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from topi import Checkerboard, RandomTokens, ToPi
+from topi.bench.runs.cell import draw_seed
 from topi.engine import Call, CallRecord
 from topi.errors import ToPiError
-from topi.evaluation.cell import draw_seed
 from topi.methods.checker import checkerboard
 from topi.methods.pruner import merge_into_nearest
 from topi.models import Layout

@@ -5,8 +5,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from topi import FirstBlockCache, RefKV, TaylorSeer, TeaCache
+from topi.engine.flops import count_trace
 from topi.errors import ToPiError
-from topi.evaluation.flops import count_trace
 from topi.methods import make_method
 from topi.models.tiny import random_image
 

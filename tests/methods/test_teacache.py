@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from topi import TeaCache
+from topi.bench.studies.cache_fit import computed_share, fit_threshold
 from topi.errors import ToPiError
-from topi.evaluation.cache_fit import computed_share, fit_threshold
 from topi.methods.teacache import rescale
 from topi.methods.temporal import relative_change
 from topi.models import ModelFacts

@@ -29,9 +29,9 @@ from transformers import (
     T5EncoderModel,
 )
 
-from topi.data import EditSample
+from topi.bench.data import EditSample
+from topi.bench.editors.editor import PIPELINES, load_editor
 from topi.methods.topi import ToPi
-from topi.models.editor import PIPELINES, load_editor
 from topi.models.scheduler import flux_scheduler
 from topi.models.tiny import HEADS, TINY_KL, TINY_QWEN_VAE, WIDTH, random_image
 

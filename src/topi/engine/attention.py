@@ -23,7 +23,7 @@ PIECE_ON_DEVICE = 2**23  # ... and 32 MiB to keep an accelerator busy
 KERNEL = {"cpu": "chunked", "cuda": "flash"}
 """What sums attention weights on a device: "chunked", or one of `column_mass.KERNELS`.
 
-`python -m topi.evaluation.scoring_speed` measures which is fastest, and how far each is off; on
+`python -m topi.bench.speed.scoring_speed` measures which is fastest, and how far each is off; on
 CUDA nobody has done so yet.
 """
 

@@ -16,11 +16,7 @@ from topi.engine.call import BlockInput, Call, CallRecord, Merge
 from topi.engine.callbacks import Callbacks
 from topi.engine.caller import PipelineCall, current_pipeline_call
 from topi.engine.compiling import refuse_frozen_hooks
-from topi.engine.conflicts import (
-    refuse_other_holders,
-    refuse_residuals,
-    refuse_what_cannot_work,
-)
+from topi.engine.conflicts import refuse_other_holders, refuse_residuals, refuse_what_cannot_work
 from topi.engine.hooks import RootHook, hooked, lists_anew
 from topi.engine.inside import Inside
 from topi.engine.tracker import StepTracker, steps_left

@@ -15,20 +15,8 @@ from torch import Tensor
 from topi.engine.attention import output_change, own_rows, reference_attention
 from topi.errors import ToPiError
 from topi.methods.base import Call
-from topi.methods.parameters import (
-    check_each,
-    check_layers,
-    check_one_of,
-    check_share,
-    check_whole,
-)
-from topi.methods.pruner import (
-    ReferencePruner,
-    filled_up,
-    first_ranked,
-    multiple_of,
-    round_up,
-)
+from topi.methods.parameters import check_each, check_layers, check_one_of, check_share, check_whole
+from topi.methods.pruner import ReferencePruner, filled_up, first_ranked, multiple_of, round_up
 from topi.models import Layout, ModelFacts
 
 Score = Callable[[Tensor, Tensor, Tensor, Layout, Tensor | None], Tensor]

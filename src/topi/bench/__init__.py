@@ -1,0 +1,1 @@
+"""The test bench above the library: sweeps, stores, reports."""

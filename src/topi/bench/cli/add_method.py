@@ -1,0 +1,71 @@
+"""The files of a new method, from a template that passes its tests: `topi add-method`."""
+
+import keyword
+import re
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from topi.bench.config.schema import conf_folder
+from topi.bench.results import files
+from topi.errors import ToPiError
+
+TEMPLATES = Path(__file__).with_name("templates")
+WRITES = {
+    "method.py.j2": "src/topi/methods/{}.py",
+    "method.yaml.j2": "conf/method/{}.yaml",
+    "test_method.py.j2": "tests/methods/test_{}.py",
+}
+"""Template -> where it goes in a checkout."""
+
+
+def add_method(name: str, root: Path | None = None) -> list[Path]:
+    """Write a method, its configuration and its test; returns their paths.
+
+    Args:
+        name: as it will stand behind `method=`.
+        root: of the checkout; by default that of this package.
+
+    Raises:
+        ToPiError: the name is no such name or taken, or there is no checkout.
+    """
+    check_name(name)
+    root = conf_folder().parent if root is None else root
+    paths = {template: root / where.format(name) for template, where in WRITES.items()}
+    for path in paths.values():
+        if path.exists():
+            raise ToPiError(f"{path.relative_to(root)} exists already; choose another name.")
+        if not path.parent.is_dir():
+            raise ToPiError(f"{root} is no checkout of this repository: it lacks {path.parent}.")
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,  # Python and YAML, from a name that has been checked
+    )
+    words = name.split("_")
+    about = {
+        "name": name,
+        "cls": "".join(word.capitalize() for word in words),
+        "title": " ".join(words).capitalize(),
+    }
+    for template, path in paths.items():
+        files.write(path, environment.get_template(template).render(about).encode())
+    return list(paths.values())
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no name of a method, or that of one.
+
+    Raises:
+        ToPiError: it says why.
+    """
+    from topi import methods  # loads torch
+
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
+        raise ToPiError(
+            f"{name!r} is no name for a method: small letters, digits and single underscores, "
+            "such as my_method."
+        )
+    if name in methods.METHODS or name in methods.CACHES or hasattr(methods, name):
+        raise ToPiError(f"There is a method, a cache or a module {name!r} already.")

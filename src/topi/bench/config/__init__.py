@@ -1,0 +1,1 @@
+"""Configuration: schema, composition, and what errors of Hydra mean."""

@@ -1,0 +1,1 @@
+"""Editors: pipelines, how they are loaded, and how a sample is edited."""

@@ -1,0 +1,1 @@
+"""What leaves and enters a process: escaped text, file names, streams, signals."""

@@ -1,0 +1,1 @@
+"""The artefacts of the paper: tables, figures and claims."""

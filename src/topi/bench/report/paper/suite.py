@@ -1,0 +1,370 @@
+"""The cells of a store that may be compared, found by what they are, complete or not."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from topi.bench.results.statistics import Estimate, bootstrap, paired
+from topi.bench.results.store import Cell, Store
+from topi.errors import ToPiError
+
+log = logging.getLogger(__name__)
+
+SCORES = ("psnr", "ssim", "lpips")
+TIMES = ("seconds_full", "seconds_method", "scoring_seconds", "selection_seconds")
+MODELS = {"kontext": "Flux.1-Kontext", "qwen_edit": "Qwen-Image-Edit"}
+"""Kind of a model -> the model of the paper that stands in the same place."""
+NEEDED = {"mini_edit": 1, "mini_edit_plus": 2}
+"""Data -> how many references an instruction needs, where that is known."""
+
+Identity = frozenset[tuple[str, str | float]]
+
+
+def identity(label: str) -> Identity:
+    """A label without the order of its words and the spelling of its numbers."""
+    return frozenset(_word(word) for word in label.split())
+
+
+def _word(word: str) -> tuple[str, str | float]:
+    name, _, value = word.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, value
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell with its rows, one line per sample, and its timed pairs of runs."""
+
+    cell: Cell
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """Its samples, by their ids."""
+        rows = pd.DataFrame(self.cell.rows)
+        return rows if rows.empty else rows.drop_duplicates("sample").set_index("sample")
+
+    @cached_property
+    def latency(self) -> pd.DataFrame:
+        """Its timed pairs."""
+        return pd.DataFrame(self.cell.latency).reindex(columns=["sample", "repeat", *TIMES])
+
+    @property
+    def key(self) -> str:
+        """The key of the cell."""
+        return self.cell.key
+
+    @property
+    def label(self) -> str:
+        """The label of the cell."""
+        return self.cell.labels[0]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a line of a table shows: one cell, or the mean over several of them.
+
+    Args:
+        labels: of the cells.
+        entries: the cells that are complete.
+        missing: label -> state of those that are not.
+    """
+
+    labels: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    missing: dict[str, str]
+
+    @property
+    def complete(self) -> bool:
+        """Are all of its cells there?"""
+        return not self.missing
+
+    @property
+    def state(self) -> str:
+        """Why it shows no numbers; empty if it does."""
+        states = sorted(set(self.missing.values()))
+        return ", ".join(states)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of its cells, those that are there."""
+        return tuple(dict.fromkeys(entry.key for entry in self.entries))
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """One line per sample: its category and its numbers, averaged over the cells."""
+        if not self.complete or not self.entries:
+            return pd.DataFrame(columns=["category", *SCORES, "keep_ratio", "flop_speedup"])
+        first = self.entries[0].rows
+        if len(self.entries) == 1:
+            return first
+        numbers = [entry.rows.select_dtypes("number") for entry in self.entries]
+        mean = sum(n.reindex(first.index) for n in numbers) / len(numbers)
+        return mean.assign(category=first["category"], task=first["task"])
+
+    @cached_property
+    def latency(self) -> pd.DataFrame:
+        """The timed pairs of all cells, with the category of their sample."""
+        frames = [entry.latency for entry in self.entries if len(entry.latency)]
+        if not self.complete or not frames:
+            return pd.DataFrame(columns=["sample", "category", *TIMES])
+        timed = pd.concat(frames)
+        return timed.assign(category=timed["sample"].map(self.entries[0].rows["category"]))
+
+    def values(self, name: str, category: str | None = None) -> pd.Series:
+        """A number of every sample, by sample; of one category or of all (None).
+
+        NaN where it was not computed, as LPIPS with `lpips=false`.
+        """
+        return self._once(("values", name, category), lambda: self._values(name, category))
+
+    def _values(self, name: str, category: str | None) -> pd.Series:
+        inside = _inside(self.samples, category)
+        return inside[name].astype(float) if name in inside else pd.Series(np.nan, inside.index)
+
+    def mean(self, name: str, category: str | None = None) -> Estimate:
+        """Mean over samples with its bootstrap interval."""
+        key = ("mean", name, category)
+        return self._once(key, lambda: bootstrap(self.values(name, category)))
+
+    def ratios(self, category: str | None = None) -> pd.Series:
+        """Measured speed-up of each sample: the median over its pairs of full / method."""
+        return self._once(("ratios", category), lambda: self._ratios(category))
+
+    def speedup(self, category: str | None = None) -> Estimate:
+        """Median of `ratios` with its bootstrap interval."""
+        key = ("speedup", category)
+        return self._once(key, lambda: bootstrap(self.ratios(category), np.median))
+
+    def _ratios(self, category: str | None) -> pd.Series:
+        pairs = _inside(self.latency, category)
+        ratio = (pairs["seconds_full"] / pairs["seconds_method"]).astype(float)
+        return ratio.groupby(pairs["sample"]).median()
+
+    def _once(self, key: tuple, compute: Callable[[], Any]) -> Any:
+        if key not in self._known:
+            self._known[key] = compute()
+        return self._known[key]
+
+    @cached_property
+    def _known(self) -> dict[tuple, Any]:
+        return {}
+
+    def minus(self, other: Run, name: str, category: str | None = None) -> Estimate:
+        """Mean difference to another run over the samples both have, paired."""
+        return paired(self.values(name, category), other.values(name, category))
+
+
+def _inside(frame: pd.DataFrame, category: str | None) -> pd.DataFrame:
+    return frame if category is None else frame[frame["category"] == category]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Cells of one model that share weights, data, samples, seed, settings and device."""
+
+    model: str
+    settings: dict[str, Any]
+    count: int
+    cells: tuple[Cell, ...]
+
+    def __post_init__(self) -> None:
+        check_comparable(self.cells)
+
+    @property
+    def weights(self) -> str:
+        """Fingerprint of the weights."""
+        return self.settings.get("weights", "")
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of a run."""
+        return self.settings.get("model", {}).get("steps", 0)
+
+    @property
+    def kind(self) -> str:
+        """The kind of the model, as in `conf/model`."""
+        return self.settings.get("model", {}).get("kind", "")
+
+    @property
+    def paper_model(self) -> str | None:
+        """The model of the paper in whose place this one stands."""
+        return MODELS.get(self.kind)
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """The settings of its data, as a cell's manifest has them."""
+        return self.cells[0].manifest.get("config", {}).get("data", {})
+
+    @property
+    def needed(self) -> int:
+        """How many references its instructions need; 1 where that is not known."""
+        return NEEDED.get(self.data.get("name", ""), 1)
+
+    @property
+    def references(self) -> int:
+        """How many references its samples have; those needed where that is not known."""
+        return self.data.get("references") or self.needed
+
+    @property
+    def stand_in(self) -> bool:
+        """Is it a small network in place of a real one?"""
+        return self.settings.get("model", {}).get("source", "standin") != "hub"
+
+    @property
+    def random(self) -> bool:
+        """Has it random weights, for tests?"""
+        return self.settings.get("model", {}).get("source") == "tiny"
+
+    @cached_property
+    def created(self) -> str:
+        """When its newest cell was begun."""
+        return max(cell.created for cell in self.cells)
+
+    @cached_property
+    def complete(self) -> frozenset[str]:
+        """The keys of its cells that are complete, each looked at once."""
+        return frozenset(cell.key for cell in self.cells if cell.complete)
+
+    @cached_property
+    def _entries(self) -> dict[Identity, Entry]:
+        """Per identity the best cell: a complete one before others, the newest of equals."""
+        found = {}
+        for cell in sorted(self.cells, key=lambda x: (x.key in self.complete, x.created)):
+            entry = Entry(cell)
+            found |= {identity(label): entry for label in cell.labels}
+        return found
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """The labels of its cells."""
+        return list(dict.fromkeys(entry.label for entry in self._entries.values()))
+
+    def state(self, label: str) -> str:
+        """`complete`, `missing`, or how far the cell was when it was asked first."""
+        if label not in self._states:
+            self._states[label] = self._state(label)
+        return self._states[label]
+
+    @cached_property
+    def _states(self) -> dict[str, str]:
+        return {}
+
+    def _state(self, label: str) -> str:
+        entry = self._entries.get(identity(label))
+        if entry is None:
+            return "missing"
+        return "complete" if entry.key in self.complete else entry.cell.state
+
+    def run(self, *labels: str) -> Run:
+        """The run of these labels; several are averaged, sample by sample."""
+        if labels not in self._runs:
+            self._runs[labels] = self._run(labels)
+        return self._runs[labels]
+
+    @cached_property
+    def _runs(self) -> dict[tuple[str, ...], Run]:
+        return {}
+
+    def _run(self, labels: tuple[str, ...]) -> Run:
+        states = {label: self.state(label) for label in labels}
+        missing = {label: state for label, state in states.items() if state != "complete"}
+        entries = (self._entries[identity(label)] for label in labels if label not in missing)
+        return Run(labels, tuple(entries), missing)
+
+
+def check_comparable(cells: Sequence[Cell]) -> None:
+    """Refuse cells that must not stand in one table.
+
+    Raises:
+        ToPiError: they differ in weights, data, model settings, seed or device; it says in which.
+    """
+    settings = [_flat(json.loads(text)) for text in {cell.settings: None for cell in cells}]
+    differ = sorted({name for s in settings for name in s if s[name] != settings[0].get(name)})
+    if differ:
+        raise ToPiError(
+            f"The cells {cells[0].key} and others cannot be compared, as they differ in "
+            f"{', '.join(differ)}: report each by itself, or run the older ones again."
+        )
+
+
+def suites(store: Store) -> list[Suite]:
+    """The cells of a store in groups that may be compared, newest last.
+
+    Of one model they all have the same weights, so that no artefact is of another model than the
+    next: those with most complete cells, of equals the newest.
+    """
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in store.load_cells():
+        groups.setdefault((cell.model, cell.settings), []).append(cell)
+    found = []
+    for (model, text), cells in groups.items():
+        settings = json.loads(text)
+        count = settings.pop("count")
+        found.append(Suite(model, settings, count, tuple(cells)))
+    return sorted(of_one_version(found), key=lambda suite: suite.created)
+
+
+def of_one_version(found: Sequence[Suite]) -> list[Suite]:
+    """The suites of each model's weights that have most complete cells, of equals the newest."""
+    versions: dict[str, dict[str, list[Suite]]] = {}
+    for suite in found:
+        versions.setdefault(suite.model, {}).setdefault(suite.weights, []).append(suite)
+
+    def rank(version: list[Suite]) -> tuple[int, str]:
+        complete = sum(len(suite.complete) for suite in version)
+        return complete, max(suite.created for suite in version)
+
+    kept = []
+    for model, each in versions.items():
+        best = max(each, key=lambda weights: rank(each[weights]))
+        kept += each[best]
+        if others := [weights for weights in each if weights != best]:
+            log.warning(
+                "%s: the cells of the weights %s are left out, as more are of %s",
+                model,
+                ", ".join(others),
+                best,
+            )
+    return kept
+
+
+def weights_of(found: Iterable[Suite]) -> dict[str, str]:
+    """Model -> fingerprint of its weights, of which all its suites are."""
+    return {suite.model: suite.weights for suite in found}
+
+
+def best_suites(found: Iterable[Suite], labels: Iterable[str]) -> list[Suite]:
+    """For each model the suite that has most of these labels complete.
+
+    Of equals that whose instructions need most references, then that of most cells, such as the one
+    that Table 1 shows, and of these the newest. Suites with references that no instruction needs
+    are left out, and models that have none of the labels.
+    """
+    labels = list(labels)
+    best: dict[str, tuple[int, int, int, int, str, Suite]] = {}
+    for suite in found:
+        if suite.references > suite.needed:
+            continue
+        done = sum(suite.state(label) == "complete" for label in labels)
+        begun = sum(suite.state(label) != "missing" for label in labels)
+        rank = (done, begun, suite.needed, len(suite.cells), suite.created, suite)
+        if begun and (suite.model not in best or rank[:-1] >= best[suite.model][:-1]):
+            best[suite.model] = rank
+    return [best[model][-1] for model in sorted(best)]
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    parts = (_flat(inner, f"{name}.{key}" if name else key) for key, inner in value.items())
+    return {key: inner for part in parts for key, inner in part.items()}

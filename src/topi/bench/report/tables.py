@@ -1,0 +1,354 @@
+"""The table per category and method: a frame of numbers; console table, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from math import isinf, isnan
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from topi.bench.io.escape import latex, markdown, one_line
+from topi.bench.report.text_table import markdown_lines
+from topi.bench.results.statistics import (
+    Estimate,
+    bootstrap,
+    mean_of_many,
+    median_of_many,
+    paired_difference,
+    speedup,
+)
+
+CATEGORIES = ("camera_move", "global_edit", "implicit_change", "local_edit")
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column; `best` is +1 where more is better, -1 where less is, 0 where neither is."""
+
+    name: str
+    title: str
+    arrow: str
+    digits: int
+    best: int
+    unit: str = ""
+    interval: bool = False
+
+    @property
+    def heading(self) -> str:
+        """Title with the direction of better, as the paper's tables print it."""
+        return f"{self.title}{self.arrow}"
+
+    @property
+    def axis(self) -> str:
+        """The heading with the unit, as a figure has it."""
+        unit = "dB" if self.name == "psnr" else self.unit
+        return f"{self.heading} ({unit})" if unit else self.heading
+
+
+COLUMNS = (
+    Column("psnr", "PSNR", "↑", 2, +1),
+    Column("ssim", "SSIM", "↑", 3, +1),
+    Column("lpips", "LPIPS", "↓", 3, -1),
+    Column("keep_ratio", "Kept", "", 2, 0),
+    Column("flop_speedup", "FLOP-ideal", "↑", 2, +1, unit="×"),
+    Column("speedup", "Measured", "↑", 2, +1, unit="×", interval=True),
+)
+"""What a reader compares: distance to the full output, tokens kept, speed over the full run."""
+SCORES = tuple(column.name for column in COLUMNS if column.name != "speedup")
+"""The columns that rows have."""
+MERGES = "“merges”: the share of tokens merged away, and in which share of the calls if not in all."
+STAR = "* Outputs equal to the full one have an infinite PSNR, which is not in the mean."
+FEW = 4
+"""Timed samples below which a measured speed has no interval and is never the best."""
+
+
+def category_title(category: str) -> str:
+    """`camera_move` as a heading."""
+    return "All categories" if category == ALL else category.replace("_", " ").capitalize()
+
+
+def categories_of(rows: pd.DataFrame) -> list[str]:
+    """The categories present, the four of the paper first and in its order."""
+    present = set(rows["category"])
+    return [c for c in CATEGORIES if c in present] + sorted(present - set(CATEGORIES))
+
+
+def in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows sorted by label as the paper's tables are: full, the other methods, ToPi last."""
+    order = rows["method"].map(lambda method: (method != "full") + (method == "topi"))
+    rows = rows.assign(_order=order).sort_values(["_order", "method", "label"], kind="stable")
+    return rows.drop(columns="_order")
+
+
+def quality_table(rows: pd.DataFrame, latency: pd.DataFrame) -> pd.DataFrame:
+    """One line per (category, label), with every estimate and its bootstrap interval.
+
+    Args:
+        rows: per-sample rows of one model (`Store.rows`).
+        latency: timed pairs of the same cells (`Store.latency`); may be empty.
+
+    Returns:
+        Columns `category, label, method, n, identical`, how many `pairs` of runs were timed and on
+        how many samples (`timed`), what it `merges`, and `<name>, <name>_low, <name>_high` for each
+        of `COLUMNS`.
+    """
+    rows = in_order(rows)
+    timed = latency.merge(rows[["cell", "sample", "category", "label"]], on=["cell", "sample"])
+    lines = []
+    for category in [*categories_of(rows), ALL]:
+        inside = rows_inside(timed, category)
+        for label, group in rows_inside(rows, category).groupby("label", sort=False):
+            pairs = inside[inside["label"] == label]
+            estimates = {name: bootstrap(group[name]) for name in SCORES}
+            estimates["speedup"] = speedup(pairs)
+            lines.append(_line(category, label, group["method"].iloc[0], len(group), estimates))
+            lines[-1] |= {"pairs": len(pairs), "timed": pairs["sample"].nunique()}
+            lines[-1] |= {"merges": merge_text(group, *group.get("params", ())[:1])}
+    return pd.DataFrame(lines)
+
+
+def merge_text(rows: pd.DataFrame, params: Mapping[str, Any] | None = None) -> str:
+    """`merges 50%, 36% of calls`, of a method that merges tokens and drops none; else empty.
+
+    Args:
+        rows: its samples, with `keep_ratio`, `calls` and `merged_calls`.
+        params: of its manifest; its `ratio` is the share of tokens that is merged away.
+    """
+    ratio = (params or {}).get("ratio")
+    if not isinstance(ratio, int | float) or "merged_calls" not in rows:
+        return ""
+    share = rows["merged_calls"].sum() / rows["calls"].sum()
+    if not share or rows["keep_ratio"].min() < 1:
+        return ""
+    return f"merges {ratio:.0%}" if share == 1 else f"merges {ratio:.0%}, {share:.0%} of calls"
+
+
+def table_of_many(moments: pd.DataFrame, latency: pd.DataFrame) -> pd.DataFrame:
+    """`quality_table` of very many rows, from sums over them; intervals as of many values.
+
+    Args:
+        moments: of the cells of one model (`Store.moments`), with their `label` and `method`.
+        latency: their timed pairs, with `label` and `category`; may be empty.
+    """
+    moments = in_order(moments)
+    ratios = latency.assign(ratio=latency["seconds_full"] / latency["seconds_method"])
+    lines = []
+    for category in [*categories_of(moments), ALL]:
+        sums = rows_inside(moments, category).groupby(["method", "label"], sort=False).sum(True)
+        timed = dict(iter(rows_inside(ratios, category).groupby("label", sort=False)))
+        for (method, label), sums_of in zip(sums.index, sums.to_dict("records"), strict=True):
+            pairs = timed.get(label, ratios[:0])
+            estimates = {
+                name: mean_of_many(
+                    *(sums_of[f"{name}_{what}"] for what in ("n", "sum", "squares", "infinite"))
+                )
+                for name in SCORES
+            }
+            estimates["speedup"] = median_of_many(pairs["ratio"])
+            lines.append(_line(category, label, method, int(sums_of["n"]), estimates))
+            lines[-1] |= {"pairs": len(pairs), "timed": pairs["sample"].nunique(), "merges": ""}
+    return pd.DataFrame(lines)
+
+
+def rows_inside(frame: pd.DataFrame, category: str) -> pd.DataFrame:
+    """The lines of a category, or of `ALL`."""
+    return frame if category == ALL else frame[frame["category"] == category]
+
+
+def _line(
+    category: str, label: str, method: str, n: int, estimates: Mapping[str, Estimate]
+) -> dict[str, Any]:
+    line = {"category": category, "label": label, "method": method}
+    line |= {"n": n, "identical": estimates["psnr"].infinite}
+    for name, estimate in estimates.items():
+        line |= {name: estimate.value}
+        line |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return line
+
+
+def cell_text(line: Mapping[str, Any], column: Column) -> str:
+    """The text of one cell; `–`: not measured, `∞`: every output equals the full one."""
+    value = line[column.name]
+    if isnan(value):
+        return "–"
+    if isinf(value):
+        return "∞"
+    if column.name == "keep_ratio" and line["merges"]:
+        return line["merges"]
+    if column.interval:
+        low, high = line[f"{column.name}_low"], line[f"{column.name}_high"]
+        return measured_text(value, low, high, line["timed"])
+    text = f"{value:.{column.digits}f}{column.unit}"
+    if column.name == "psnr" and line["identical"]:
+        text += "*"
+    return text
+
+
+def measured_text(value: float, low: float, high: float, timed: int, digits: int = 2) -> str:
+    """A measured speed-up: `1.13× [1.07, 1.15]`, of fewer than `FEW` timed samples `1.13× (n=1)`.
+
+    What was timed once or twice has no spread that an interval could show.
+    """
+    spread = f"[{low:.{digits}f}, {high:.{digits}f}]" if timed >= FEW else f"(n={int(timed)})"
+    return f"{value:.{digits}f}× {spread}"
+
+
+def timing_note(pairs: Iterable[int], timed: Iterable[int]) -> str:
+    """How often lines were timed: `pairs` of runs and `timed` samples of each, 0 if it was not."""
+
+    def span(counts: Iterable[int], what: str) -> str:
+        known = sorted({int(count) for count in counts if count})
+        least_and_most = dict.fromkeys([*known[:1], *known[-1:]])
+        return " to ".join(map(str, least_and_most)) + f" {what}{'s' * (known != [1])}"
+
+    pairs = list(pairs)
+    if not any(pairs):
+        return "No run was timed."
+    return (
+        f"Timed for each line, all categories pooled: {span(pairs, 'pair')} of runs on "
+        f"{span(timed, 'sample')}. Of fewer than {FEW} samples no interval is shown."
+    )
+
+
+def best_values(table: pd.DataFrame) -> dict[tuple[str, str], float]:
+    """The best value that each category prints in each column; full is no rival."""
+    best = {}
+    for category, rivals in table[table["method"] != "full"].groupby("category", sort=False):
+        for column in COLUMNS:
+            if column.best and len(rivals) > 1:
+                able = rivals["timed"] >= FEW if column.interval else slice(None)
+                shown = (column.best * rivals.loc[able, column.name]).round(column.digits)
+                best[category, column.name] = shown.max()
+    return best
+
+
+def is_best(line: Mapping[str, Any], column: Column, best: Mapping[tuple[str, str], float]) -> bool:
+    """Whether this line prints the best value of its category, ties included."""
+    value = best.get((line["category"], column.name))
+    if value is None or line["method"] == "full" or isnan(line[column.name]):
+        return False
+    if column.interval and line["timed"] < FEW:
+        return False
+    return round(column.best * line[column.name], column.digits) >= value
+
+
+def sections(
+    table: pd.DataFrame,
+) -> list[tuple[str, list[tuple[str, int, list[tuple[str, bool]]]]]]:
+    """The table as text: `(category, [(label, n, [(text, best) per column]), ...])`."""
+    best = best_values(table)
+    return [
+        (
+            category_title(category),
+            [
+                (
+                    line["label"],
+                    line["n"],
+                    [(cell_text(line, c), is_best(line, c, best)) for c in COLUMNS],
+                )
+                for line in group.to_dict("records")
+            ],
+        )
+        for category, group in table.groupby("category", sort=False)
+    ]
+
+
+def notes(table: pd.DataFrame) -> list[str]:
+    """What a reader must know to read the table."""
+    pooled = table[(table["category"] == ALL) & (table["method"] != "full")]
+    lines = [
+        "PSNR (dB), SSIM and LPIPS-Alex compare with the full-context output of the same model, "
+        "sample and seed; means over n samples.",
+        "Kept: mean share of reference tokens over all computed model calls, full-context steps "
+        f"included; calls that a cache skips do not count. {MERGES}",
+        "FLOP-ideal: counted floating-point operations, full over method. Measured: median of "
+        "interleaved pairs of runs, full over method, with a 95 % bootstrap interval.",
+        timing_note(pooled["pairs"], pooled["timed"]),
+    ]
+    return lines + [STAR] * bool(table["identical"].any())
+
+
+def to_rich(table: pd.DataFrame, title: str) -> Table:
+    """The table for the console."""
+    view = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    view.add_column("Method", overflow="fold")
+    view.add_column("n", justify="right")
+    for column in COLUMNS:
+        view.add_column(column.heading.replace("-", "-\n"), justify="right", no_wrap=True)
+    for category, lines in sections(table):
+        view.add_row(Text(one_line(category), style="bold"))
+        for label, n, cells in lines:
+            short = [
+                (re.sub(r"^(merges) ([^,]+).*", r"\1\n\2", text), best) for text, best in cells
+            ]
+            shown = [Text(text, style="bold green" if best else "") for text, best in short]
+            view.add_row(Padding(one_line(label), (0, 0, 0, 1)), str(n), *shown)
+        view.add_section()
+    return view
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """The table as Markdown, best values bold."""
+    heading = ["Category", "Method", "n", *(column.heading for column in COLUMNS)]
+    lines = [heading, ["---", "---", *["---:"] * (len(heading) - 2)]]
+    for category, rows in sections(table):
+        for number, (label, n, cells) in enumerate(rows):
+            texts = [(markdown(text), best) for text, best in cells]
+            shown = [f"**{text}**" if best else text for text, best in texts]
+            head = markdown(category if number == 0 else "")
+            lines.append([head, markdown(label), str(n), *shown])
+    told = "\n".join(f"- {markdown(note)}" for note in notes(table))
+    return f"{markdown_lines(lines)}\n\n{told}\n"
+
+
+def to_latex(table: pd.DataFrame) -> str:
+    """The table as a LaTeX `tabular` (needs `booktabs`), best values bold."""
+
+    def row(*cells: str) -> str:
+        return " & ".join(cells) + r" \\"
+
+    body = []
+    for category, rows in sections(table):
+        body.append(r"\midrule")
+        for number, (label, n, cells) in enumerate(rows):
+            texts = [(latex(text), best) for text, best in cells]
+            shown = [rf"\textbf{{{text}}}" if best else text for text, best in texts]
+            head = latex(category if number == 0 else "")
+            body.append(row(head, latex(label), str(n), *shown))
+    headings = [latex(column.heading) for column in COLUMNS]
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{ll{'r' * (1 + len(COLUMNS))}}}",
+            r"\toprule",
+            row("Category", "Method", "n", *headings),
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
+
+
+def difference_table(rows: pd.DataFrame, metric: str = "psnr") -> pd.DataFrame:
+    """Paired differences of `metric`: each label of the last method (ToPi) minus the others'.
+
+    A difference compares two methods on the very same samples and seeds, so its interval is
+    narrower than those of the two means.
+
+    Returns:
+        Columns `label, other` and those of `Estimate`.
+    """
+    rows = in_order(rows[rows["method"] != "full"])
+    methods = rows.drop_duplicates("label").set_index("label")["method"]
+    return pd.DataFrame(
+        {"label": label, "other": other, **asdict(paired_difference(rows, label, other, metric))}
+        for label in methods.index[methods == methods.iloc[-1:].squeeze()]
+        for other in methods.index[methods != methods[label]]
+    )

@@ -1,0 +1,107 @@
+"""What `topi bench` leaves on disk: how fast a model is in full and under each method.
+
+    bench/<model>-<key>/manifest.json   model, weights, sizes, device, versions; written first.
+                                        `refused`: lines that cannot run there, and why
+                        rows.jsonl      one line per timed pair of runs, appended as they come
+
+Seconds in a row are those of one run of the pipeline; `_full` of the unmodified model, `_method` of
+the method right after it. `total` is end to end with the VAE, `transformer` what all calls of the
+transformer took. `peak_bytes` is the most device memory held at once in a run,
+`peak_bytes_transformer` that while the transformer ran; None on a CPU. `keep` is the share that the
+method really keeps; `uncompiled` the share of a compiled model's blocks that ran uncompiled.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from topi.bench.results import files
+from topi.bench.results.links import guard, linked
+from topi.bench.results.mend import mend_lines, mend_manifest
+from topi.bench.results.records import BenchManifest, BenchRow
+from topi.errors import ToPiError
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 2
+AGAIN = "run `topi bench` again, which sets it aside."
+
+
+@dataclass(frozen=True)
+class BenchRun:
+    """One benchmark; reading it needs no torch."""
+
+    path: Path
+
+    @property
+    def key(self) -> str:
+        """The name of its folder."""
+        return self.path.name
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What was run.
+
+        Raises:
+            ToPiError: it is damaged or of another schema.
+        """
+        content = files.read_json(self.path / "manifest.json", BenchManifest, AGAIN)
+        return {name: value for name, value in content.items() if name != "schema"}
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The timed pairs, in the order in which they came."""
+        return files.read_lines(self.path / "rows.jsonl", BenchRow)[0]
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The same as a frame."""
+        return pd.DataFrame(self.rows)
+
+    def lock(self) -> AbstractContextManager[bool]:
+        """Yields whether this process may write."""
+        return files.lock(self.path / ".lock")
+
+    def start(self, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest, once; set aside what is damaged."""
+        if mend_manifest(self.path, BenchManifest) is None:
+            self._write({**manifest, "refused": {}})
+        mend_lines(self.path, "rows.jsonl", BenchRow, id)
+
+    def refuse(self, label: str, reason: str) -> None:
+        """Note in the manifest that a line cannot be measured, and why."""
+        self._write(self.manifest | {"refused": {**self.manifest["refused"], label: reason}})
+
+    def _write(self, manifest: Mapping[str, Any]) -> None:
+        files.write_json(self.path / "manifest.json", {"schema": SCHEMA, **manifest})
+        self.__dict__.pop("manifest", None)  # not cached from before
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a timed pair."""
+        files.append(self.path / "rows.jsonl", row)
+
+
+def bench_run(store: Path | str, key: str) -> BenchRun:
+    """The benchmark of this key, there or not."""
+    return BenchRun(guard(store) / "bench" / key)
+
+
+def load_benches(store: Path | str) -> list[BenchRun]:
+    """All benchmarks with rows, by their keys; damaged ones are left out."""
+    paths = [p.parent for p in sorted(guard(store).glob("bench/*/manifest.json")) if not linked(p)]
+    runs = []
+    for run in map(BenchRun, paths):
+        try:
+            if run.manifest and run.rows:
+                runs.append(run)
+        except ToPiError as error:
+            log.warning("left out: %s", error)
+    return runs

@@ -1,0 +1,1 @@
+"""One cell of a sweep: build its parts, identify it, compute and time it, verify it."""

@@ -1,0 +1,1 @@
+"""Speed: measured pairs, FLOPs, predictions."""

@@ -1,0 +1,1 @@
+"""Studies of one model: calibration, attention probes, cache fits, searches."""

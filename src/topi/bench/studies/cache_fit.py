@@ -1,0 +1,125 @@
+"""Fit what temporal caches must know of a model: TeaCache's polynomial, MagCache's ratios."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from topi.bench.data import EditSample
+from topi.bench.editors.editor import Editor
+from topi.bench.results.cache_fit_file import CacheFit
+from topi.bench.runs.cell import progress
+from topi.errors import ToPiError
+from topi.methods.cache_probe import CacheProbe
+from topi.methods.teacache import rescale
+
+DEGREE = 4  # of TeaCache's polynomial
+SHARE = 0.5  # of the steps, that TeaCache computes at the fitted threshold
+
+
+def fit_polynomial(inputs: Sequence[float], outputs: Sequence[float]) -> dict[str, Any]:
+    """Least squares from the relative change of the input to that of the output.
+
+    Args:
+        inputs, outputs: [n], at least five different inputs.
+
+    Returns:
+        `coefficients`, highest power first, and `ceiling`, the largest input.
+
+    Raises:
+        ToPiError: too few different inputs.
+    """
+    if len(set(inputs)) <= DEGREE:
+        raise ToPiError(
+            f"A polynomial of degree {DEGREE} needs {DEGREE + 1} different points and there are "
+            f"{len(set(inputs))}; use more samples or steps."
+        )
+    coefficients = np.polyfit(np.asarray(inputs), np.asarray(outputs), DEGREE)
+    return {"coefficients": [float(f"{c:.9g}") for c in coefficients], "ceiling": max(inputs)}
+
+
+def computed_share(changes: Sequence[float], threshold: float) -> float:
+    """The share of steps that TeaCache computes.
+
+    Args:
+        changes: [T - 1] rescaled change of the input at each step after the first.
+    """
+    drift, computed = 0.0, 1
+    for step, change in enumerate(changes, start=1):
+        drift += change
+        if drift >= threshold or step == len(changes):
+            drift, computed = 0.0, computed + 1
+    return computed / (len(changes) + 1)
+
+
+def fit_threshold(runs: Sequence[Sequence[float]]) -> float:
+    """The threshold at which the mean `computed_share` of the runs is nearest to `SHARE`."""
+    candidates = np.linspace(0, max(map(sum, runs)), 1001)
+    shares = [np.mean([computed_share(run, threshold) for run in runs]) for threshold in candidates]
+    off = np.abs(np.array(shares) - SHARE)
+    best = candidates[off <= off.min() + 1e-9]
+    return float(f"{best[len(best) // 2]:.3g}")
+
+
+def fit_cache(
+    editor: Editor, samples: Sequence[EditSample], seed: int, origin: dict[str, Any]
+) -> CacheFit:
+    """Run the unmodified editor over `samples` and fit.
+
+    Every step of a CFG branch but the first is a point of the polynomial; the ratios are means over
+    samples and branches, that of the first step is 1.
+
+    Args:
+        seed: of the noise of all samples.
+        origin: what to note of where it comes from.
+
+    Raises:
+        ToPiError: the samples have no references, or too few steps.
+    """
+    probe, runs, outputs, ratios = CacheProbe(), [], [], []
+    with progress(f"{editor.name}: cache fit", len(samples), 0) as advance:
+        for index in range(len(samples)):
+            sample = samples[index]
+            watch_output(editor, sample, seed, probe)
+            for branch, changes in probe.inputs.items():
+                runs.append(changes)
+                outputs += probe.outputs[branch]
+                ratios.append([1.0, *probe.ratios[branch]])
+            advance(f"{sample.id}: {len(outputs)} points")
+    polynomial = fit_polynomial([change for run in runs for change in run], outputs)
+    rescaled = [[rescale(change, **polynomial) for change in run] for run in runs]
+    error = np.concatenate(rescaled) - np.array(outputs)
+    teacache = {**polynomial, "threshold": fit_threshold(rescaled)}
+    per_step = np.mean(ratios, axis=0)
+    return CacheFit(
+        caches={"teacache": teacache, "magcache": {"ratios": np.round(per_step, 5).tolist()}},
+        quality={
+            "teacache": {
+                "r2": 1 - float(np.var(error) / np.var(outputs)),
+                "mean_error": float(np.abs(error).mean()),
+                "points": len(outputs),
+            },
+            "magcache": {"deviation": float(np.std(ratios, axis=0).mean()), "runs": len(ratios)},
+        },
+        origin=origin,
+    )
+
+
+def watch_output(editor: Editor, sample: EditSample, seed: int, probe: CacheProbe) -> None:
+    """One edit under the probe, which also gets to see what the transformer returns."""
+
+    def see(module: Any, args: tuple, output: Any) -> None:
+        if probe.trace:
+            probe.see_output(output[0])
+
+    with probe(editor.pipe):
+        hook = editor.transformer.register_forward_hook(see)
+        try:
+            editor.edit(sample, seed)
+        finally:
+            hook.remove()
+    if not probe.inputs:
+        raise ToPiError(
+            f"{editor.name} compared no two steps with references in sample {sample.id}; use "
+            "samples with references and more than one step."
+        )

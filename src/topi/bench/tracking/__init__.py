@@ -1,0 +1,1 @@
+"""The mirror of a store on W&B."""

@@ -1,1 +1,0 @@
-"""One cell of a sweep: run, time, score, record."""

@@ -1,5 +1,0 @@
-"""What a store of results says: tables, figures and one page, each a pure function of the store."""
-
-from topi.report.page import build
-
-__all__ = ["build"]

@@ -1,0 +1,81 @@
+"""What `topi export` may replace: an earlier export, and nothing else."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from topi.bench.report.export import MARK, _copy_cell, check_replaceable, export
+from topi.bench.report.paper.suite import suites
+from topi.bench.results import Store, files
+from topi.errors import ToPiError
+
+
+@pytest.fixture(scope="module")
+def small_store(paper_module, tmp_path_factory):
+    """A store with one label in three models, which can be exported."""
+    root = tmp_path_factory.mktemp("small_store")
+    paper_module.write_paper_store(root, labels=["topi tau=0.85"], samples=1)
+    return root
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("out", ["store", "store/cells", "other", ".", "link", "file"])
+def test_only_an_earlier_export_is_replaced(tmp_path, small_store, out):
+    shutil.copytree(small_store, tmp_path / "store")
+    shutil.copytree(small_store, tmp_path / "other")
+    (tmp_path / "link").symlink_to(tmp_path / "store")
+    (tmp_path / "file").touch()
+    before = content(tmp_path)
+    with pytest.raises(ToPiError, match=r"is not an export|is in the other"):
+        export(tmp_path / "store", tmp_path / out)
+    assert content(tmp_path) == before
+
+
+def test_an_export_to_which_something_was_added_is_kept(tmp_path, small_store):
+    (tmp_path / "out").mkdir()  # an empty folder is taken
+    out = export(small_store, tmp_path / "out")
+    before = content(out)
+    assert len(before) > 5
+    assert export(small_store, out) == out
+    assert content(out) == before
+    added = next(out.glob("cells/*")) / ".lock"  # as if a cell was computed here
+    added.touch()
+    with pytest.raises(ToPiError, match="some were added or removed"):
+        export(small_store, out)
+    assert added.exists()
+    assert not [path for path in tmp_path.iterdir() if path.name != "out"]
+
+
+def test_an_export_that_fails_leaves_the_earlier_one(tmp_path, small_store, monkeypatch):
+    out = export(small_store, tmp_path / "out")
+    before = content(out)
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "write_json", fail)
+    with pytest.raises(ToPiError, match="No space left on device"):
+        export(small_store, out)
+    assert content(out) == before
+
+
+def test_the_committed_export_is_marked():
+    out = Path(__file__).resolve().parents[3] / "experiments" / "results"
+    check_replaceable(out)
+    assert files.read_json(out / MARK)["files"] > 1000
+    assert suites(Store(out))
+
+
+def test_a_cell_is_complete_without_the_pictures_that_stay_behind(tmp_path, small_store):
+    shutil.copytree(small_store, tmp_path / "store")
+    cell = Store(tmp_path / "store").load_cells()[0]
+    cell.finish()
+    assert cell.complete
+    _copy_cell(cell, tmp_path / "out")
+    (copy,) = Store(tmp_path / "out").find_cells()
+    assert not (copy.path / "images").exists()
+    assert copy.state == "complete"
