@@ -15,12 +15,11 @@ from hydra import compose, initialize_config_dir
 
 from topi import MagCache, TeaCache
 from topi.bench.cli import main as cli
-from topi.bench.config.schema import read_config
+from topi.bench.config.schema import conf_folder, read_config
 from topi.bench.editors import editor, standin
 from topi.bench.results.cache_fit_file import CacheFit, read_cache_fit, write_cache_fit
 from topi.bench.runs.experiment import build_method, label_of, open_editor
 from topi.bench.studies.cache_fit import fit_polynomial, watch_output
-from topi.bench.studies.study import conf_folder
 from topi.errors import ToPiError
 from topi.methods.cache_probe import CacheProbe
 from topi.models import adapter_for
