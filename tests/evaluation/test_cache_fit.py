@@ -14,7 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from topi import MagCache, TeaCache, cli
-from topi.config import read_config
+from topi.config import conf_folder, read_config
 from topi.errors import ToPiError
 from topi.evaluation.cache_fit import fit_polynomial, watch_output
 from topi.experiment import build_method, label_of, open_editor
@@ -22,7 +22,6 @@ from topi.methods.cache_probe import CacheProbe
 from topi.models import adapter_for, editor, standin
 from topi.models.tiny import tiny_flux
 from topi.results.cache_fit import CacheFit, read_cache_fit, write_cache_fit
-from topi.study import conf_folder
 
 FEW = ("model.steps=4", "model.height=64", "model.width=64")
 
