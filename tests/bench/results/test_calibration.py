@@ -1,9 +1,11 @@
 """The JSON of a calibration: round trip, and what is refused."""
 
+import copy
 import json
 import os
 from dataclasses import asdict
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -85,6 +87,49 @@ def test_an_invalid_field_is_named(path, field, value):
     path.write_text(json.dumps(content))
     with pytest.raises(ToPiError, match=rf"c.json is not valid: field {field}.*topi calibrate"):
         read_calibration(path)
+
+
+def leaves(content, field=()):
+    if isinstance(content, dict | list) and content:
+        pairs = content.items() if isinstance(content, dict) else enumerate(content)
+        return [leaf for key, each in pairs for leaf in leaves(each, (*field, str(key)))]
+    return [".".join(field)]
+
+
+def test_no_wrong_value_gets_through_anywhere(path):
+    content, random = json.loads(path.read_text()), Random(0)
+    wrong = (
+        float("nan"),
+        float("inf"),
+        -1,
+        10**30,
+        0.5,
+        True,
+        None,
+        "",
+        "x",
+        [],
+        [[]],
+        {},
+        {"a": 1},
+    )
+    refused = 0
+    for _ in range(200):
+        changed = copy.deepcopy(content)
+        set_in(changed, random.choice(leaves(content)), random.choice(wrong))
+        path.write_text(json.dumps(changed))
+        try:
+            found = read_calibration(path)
+        except ToPiError as error:
+            refused += 1
+            assert "c.json" in str(error) and "topi calibrate" in str(error)
+            continue
+        for curves in (found.overall, *found.by_category.values()):
+            assert all(type(layer) is int for layer in curves.layers)
+            assert set(curves.layers) < set(range(len(curves.by_layer)))
+            assert all(0 <= share <= 1 for share in (*curves.by_layer, *curves.by_step))
+        assert type(found.origin["weights"]) is str
+    assert 150 < refused < 200
 
 
 def test_parts_that_are_missing_or_contradict_each_other(path):

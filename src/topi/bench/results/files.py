@@ -97,29 +97,6 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def read_schema(path: Path | str, schema: int, what: str, again: str) -> dict[str, Any]:
-    """A JSON object that says which schema it has; the rest of it.
-
-    Args:
-        what: it is to be, in the messages.
-        again: what the user can do about it.
-
-    Raises:
-        ToPiError: there is no such file, or it is nothing of this schema.
-    """
-    try:
-        content = json.loads(read_bytes(path))
-    except OSError as error:
-        why = f"The {what} {path} cannot be read ({error.strerror})"
-        raise ToPiError(f"{why}: {again}") from error
-    except ValueError as error:
-        raise ToPiError(f"{path} is not JSON ({error}): {again}") from error
-    said = content.pop("schema", None) if isinstance(content, dict) else None
-    if said != schema:
-        raise ToPiError(f"{path} is no {what} of schema {schema} (it says {said}): {again}")
-    return content
-
-
 def numbered(folder: Path, name: str) -> list[Path]:
     """The pictures `<name>_<number>.png` of a folder, by their numbers."""
     found = {}
