@@ -171,7 +171,7 @@ def test_kontext_standin_is_deep_and_edits_well(editor):
 
 
 def test_missing_weights_say_what_to_do(tmp_path):
-    with pytest.raises(ToPiError, match=r"python -m topi\.training model=qwen_standin"):
+    with pytest.raises(ToPiError, match=r"python -m topi\.bench\.standins model=qwen_standin"):
         load_parts(tmp_path / "qwen_standin")
 
 

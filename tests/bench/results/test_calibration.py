@@ -156,7 +156,7 @@ def test_no_file_and_no_json(path, tmp_path):
 
 
 def test_shipped_calibrations_are_valid():
-    shipped = sorted(Path(topi.__file__).parent.glob("models/weights/*/calibration*.json"))
+    shipped = sorted(Path(topi.__file__).parent.glob("bench/editors/weights/*/calibration*.json"))
     assert len(shipped) >= 3
     for file in shipped:
         assert read_calibration(file).layers

@@ -25,8 +25,9 @@ def stopped(tmp_path):
         def child():
             atexit._clear()  # those of pytest
             os.dup2(os.open(tmp_path / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-            for signum in ignored:
-                signal.signal(signum, signal.SIG_IGN)
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                default = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
+                signal.signal(signum, signal.SIG_IGN if signum in ignored else default)
             action(lambda: (tmp_path / "ready").touch())
 
         pid = fork(child)
@@ -94,6 +95,15 @@ def test_a_fork_says_nothing(stopped):
     assert stopped(action) == (128 + signal.SIGTERM, "")
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C is not ignored, as it is for a process in the background of a script."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_signals_are_as_before_afterwards():
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with stoppable("x"):

@@ -96,11 +96,11 @@ def cell_of(store):
 
 CUT_OFF = """
 import os, sys, time
-from topi.report.mirror import Mirror
-from topi.report.sync import offline_runs
-from topi.report.wandb_log import read_log
-from topi.results import Store
-from topi.results.calibration import Calibration, Curves, Stability, write_calibration
+from topi.bench.tracking.mirror import Mirror
+from topi.bench.tracking.sync import offline_runs
+from topi.bench.tracking.wandb_log import read_log
+from topi.bench.results import Store
+from topi.bench.results.calibration_file import Calibration, Curves, Stability, write_calibration
 store = Store(sys.argv[1])
 cell = store.cell(sys.argv[2])
 rows = cell.rows

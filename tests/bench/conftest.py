@@ -4,7 +4,6 @@ import importlib.util
 import json
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -186,6 +185,8 @@ def texts_of(figure):
 @pytest.fixture
 def check_texts():
     """Checks that no text of a figure overlaps another one or sticks out to a side."""
+
+    import matplotlib.pyplot as plt
 
     def check(figure):
         figure.canvas.draw()
