@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from topi.bench.report.paper.suite import Run, suites
 from topi.bench.results import files
 from topi.bench.results.bench_run import load_benches
 from topi.bench.results.keys import digest
+from topi.bench.results.packed import pack
 from topi.bench.results.probe_run import load_probes
 from topi.bench.results.store import Cell, Store
 from topi.errors import ToPiError
@@ -29,12 +31,13 @@ MARK = "export.json"
 
 
 def export(root: Path | str, out: Path | str, per_category: int = 1) -> Path:
-    """Copy the complete cells of the paper and the leaderboard, newest data and weights only.
+    """Write the complete cells of the paper and the leaderboard as a few Parquet files.
 
-    Rows and timed runs are copied whole, and manifests as `published`; masks of the cells that
-    Figure 7 shows; pictures of `per_category` samples of each category, of the cells that figures
-    show, and `SEVERAL` times as many for Figure 9; probes with the references of their first
-    sample; benchmarks whole.
+    Only cells of the newest data and weights count. Rows and timed runs are whole, manifests as
+    `published`. Masks are those of the cells that Figure 7 shows. Pictures are those of
+    `per_category` samples of each category, of the cells that figures show, and `SEVERAL` times as
+    many for Figure 9. Probes have the references of their first sample. Benchmarks are whole. The
+    files are those of `topi.bench.results.packed`; every command that reads a store reads them.
 
     Args:
         root: the folder of a `Store`.
@@ -51,13 +54,13 @@ def export(root: Path | str, out: Path | str, per_category: int = 1) -> Path:
     runs, pictured = _chosen(store, per_category)
     if not runs:
         raise ToPiError(f"{root} has no complete cell of the paper: see experiments/README.md.")
+    paths = [path for key in runs for path in _records(store.cell(key))]
+    paths += [p for key, samples in pictured for p in _pictures(store, store.cell(key), samples)]
+    paths += _studies(store.root)
+    chosen = sorted({path for path in paths if path.is_file()})
     with _replacing(out) as part:
-        for key in runs:
-            _copy_cell(store.cell(key), part)
-        for key, samples in pictured:
-            _copy_pictures(store, store.cell(key), samples, part)
-        _copy_studies(root, part)
-        files.write_json(part / MARK, _mark(part))
+        pack({str(path.relative_to(store.root)): _content(path) for path in chosen}, part)
+        files.write_json(part / MARK, {"schema": 2, **_names(part)})
     return out
 
 
@@ -79,22 +82,23 @@ def check_replaceable(out: Path) -> None:
             f"{out} is not an export: it holds no {MARK}. Name another folder with --out, or "
             "remove it yourself."
         )
-    if files.read_json(out / MARK) != _mark(out):
+    mark = files.read_json(out / MARK)
+    if {name: mark.get(name) for name in ("files", "names")} != _names(out):
         raise ToPiError(
             f"{out} does not hold the files that `topi export` wrote there: some were added or "
             "removed. Name another folder with --out, or remove it yourself."
         )
 
 
-def _mark(folder: Path) -> dict[str, Any]:
-    """What the mark of an export says of its other files."""
+def _names(folder: Path) -> dict[str, Any]:
+    """What the mark of an export says of its other files: their number, a hash of their names."""
     names = []
     for place, folders, found in os.walk(folder):
         links = [name for name in folders if (Path(place) / name).is_symlink()]
         empty = [""] if not folders and not found else []
         names += [(Path(place) / name).relative_to(folder) for name in (*found, *links, *empty)]
     others = sorted(name.as_posix() for name in names if name != Path(MARK))
-    return {"schema": 1, "files": len(others), "names": digest(others)}
+    return {"files": len(others), "names": digest(others)}
 
 
 @contextmanager
@@ -139,47 +143,42 @@ def _chosen(store: Store, per_category: int) -> tuple[dict[str, Run], list[tuple
     return runs, pictured
 
 
-def _copy_cell(cell: Cell, out: Path) -> None:
+def _records(cell: Cell) -> Iterator[Path]:
     """Its records, and its masks if Figure 7 shows it."""
-    masks = (cell.path / "masks").glob("*.json") if OURS in cell.labels else ()
-    records = (cell.path / name for name in RECORDS)
-    _copy([*records, *masks], cell.path, out / "cells" / cell.key)
+    yield from (cell.path / name for name in RECORDS)
+    if OURS in cell.labels:
+        yield from (cell.path / "masks").glob("*.json")
 
 
-def _copy_pictures(store: Store, cell: Cell, samples: list[str], out: Path) -> None:
+def _pictures(store: Store, cell: Cell, samples: list[str]) -> Iterator[Path]:
     """The outputs of a cell, and the full-context outputs and references beside them."""
     full = store.full(cell.manifest["full_key"])
-    outputs = [cell.path / "images" / f"{sample}.png" for sample in samples]
-    _copy(outputs, cell.path, out / "cells" / cell.key)
-    shared = [full.image_file(sample) for sample in samples]
-    shared += [path for sample in samples for path in full.reference_files(sample)]
-    _copy([full.path / "manifest.json", *shared], full.path, out / "full" / full.key)
+    yield full.path / "manifest.json"
+    for sample in samples:
+        yield cell.path / "images" / f"{sample}.png"
+        yield full.image_file(sample)
+        yield from full.reference_files(sample)
 
 
-def _copy_studies(root: Path | str, out: Path) -> None:
+def _studies(root: Path) -> Iterator[Path]:
     """All benchmarks, and the latest probe of each model."""
     for bench in load_benches(root):
-        records = [bench.path / "manifest.json", bench.path / "rows.jsonl"]
-        _copy(records, bench.path, out / "bench" / bench.key)
+        yield from (bench.path / "manifest.json", bench.path / "rows.jsonl")
     for probe in load_probes(root):
-        first = probe.rows[0]["sample"]
-        records = [probe.path / "manifest.json", probe.rows_file, *probe.path.glob("maps/*.npz")]
-        records += files.numbered(probe.path / "references", first)
-        _copy(records, probe.path, out / "probe" / probe.key)
+        yield from (probe.path / "manifest.json", probe.rows_file)
+        yield from probe.path.glob("maps/*.npz")
+        yield from files.numbered(probe.path / "references", probe.rows[0]["sample"])
 
 
-def _copy(paths: Iterable[Path], base: Path, out: Path) -> None:
-    """Copy the files that are there to the same place under `out`, manifests as `published`."""
-    for path in paths:
-        if path.is_file():
-            to = out / path.relative_to(base)
-            to.parent.mkdir(parents=True, exist_ok=True)
-            if path.name == "manifest.json":
-                files.write_json(to, published(files.read_json(path)))
-            elif path.name == "complete.json":  # most pictures stay behind
-                files.write_json(to, files.read_json(path) | {"pictures": False})
-            else:
-                to.write_bytes(files.read_bytes(path))
+def _content(path: Path) -> bytes:
+    """What is published of a file: manifests as `published`, lines without checksums."""
+    if path.suffix == ".jsonl":
+        return files.plain_lines(path)
+    if path.name == "manifest.json":
+        return json.dumps(published(files.read_json(path))).encode()
+    if path.name == "complete.json":  # most pictures stay behind
+        return json.dumps(files.read_json(path) | {"pictures": False}).encode()
+    return files.read_bytes(path)
 
 
 def published(content: Any) -> Any:

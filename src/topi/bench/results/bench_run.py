@@ -24,8 +24,9 @@ from typing import Any
 import pandas as pd
 
 from topi.bench.results import files
-from topi.bench.results.links import guard, linked
+from topi.bench.results.links import linked
 from topi.bench.results.mend import mend_lines, mend_manifest
+from topi.bench.results.packed import store_folder
 from topi.bench.results.records import BenchManifest, BenchRow
 from topi.errors import ToPiError
 
@@ -91,12 +92,14 @@ class BenchRun:
 
 def bench_run(store: Path | str, key: str) -> BenchRun:
     """The benchmark of this key, there or not."""
-    return BenchRun(guard(store) / "bench" / key)
+    return BenchRun(store_folder(store) / "bench" / key)
 
 
 def load_benches(store: Path | str) -> list[BenchRun]:
     """All benchmarks with rows, by their keys; damaged ones are left out."""
-    paths = [p.parent for p in sorted(guard(store).glob("bench/*/manifest.json")) if not linked(p)]
+    paths = [
+        p.parent for p in sorted(store_folder(store).glob("bench/*/manifest.json")) if not linked(p)
+    ]
     runs = []
     for run in map(BenchRun, paths):
         try:

@@ -20,7 +20,7 @@ from zlib import crc32
 from PIL import Image
 
 from topi.bench.io.names import checked_name as checked_name
-from topi.bench.results.links import check_links, open_plain
+from topi.bench.results.links import check_links, check_writable, open_plain
 from topi.bench.results.validation import parse
 from topi.errors import ToPiError
 
@@ -40,8 +40,9 @@ def writing(path: Path) -> Iterator[None]:
     """Turn errors of the file system into one sentence.
 
     Raises:
-        ToPiError: instead of an OSError.
+        ToPiError: instead of an OSError, or the path is in a read-only store.
     """
+    check_writable(path)
     try:
         yield
     except OSError as error:

@@ -10,16 +10,35 @@ from pathlib import Path
 
 from topi.errors import ToPiError
 
+PACKED = "manifests.parquet"
+"""A file that a packed store has, see `topi.bench.results.packed`, and no other store."""
 _guarded: set[Path] = set()
+_read_only: set[Path] = set()
 
 
-def guard(folder: Path | str) -> Path:
+def guard(folder: Path | str, read_only: bool = False) -> Path:
     """From now on no link below this folder, a store, is followed by `open_plain`.
 
     The folder itself may be a link, or lie in a linked folder.
+
+    Args:
+        read_only: nothing is written below it either, see `check_writable`; nor below a packed
+            store.
     """
-    _guarded.add(Path(os.path.abspath(folder)))
+    path = Path(os.path.abspath(folder))
+    _guarded.add(path)
+    if read_only or (path / PACKED).exists():
+        _read_only.add(path)
     return Path(folder)
+
+
+def check_writable(path: Path | str) -> None:
+    """Raise a ToPiError if this path is below a read-only store."""
+    if not _read_only.isdisjoint(Path(os.path.abspath(path)).parents):
+        raise ToPiError(
+            f"{path} is in a store that `topi export` wrote, which is only read: name another "
+            "store with store=PATH."
+        )
 
 
 def linked(path: Path | str) -> bool:

@@ -34,8 +34,8 @@ import pandas as pd
 from PIL import Image
 
 from topi.bench.results import files
-from topi.bench.results.links import guard
 from topi.bench.results.mend import mend_lines, mend_manifest
+from topi.bench.results.packed import store_folder
 from topi.bench.results.records import ProbeManifest, ProbeRow
 from topi.errors import ToPiError
 
@@ -185,7 +185,7 @@ class ProbeRun:
 
 def probe_run(store: Path | str, key: str) -> ProbeRun:
     """The probe of this key, there or not."""
-    return ProbeRun(guard(store) / "probe" / key)
+    return ProbeRun(store_folder(store) / "probe" / key)
 
 
 def load_probes(store: Path | str, weights: Mapping[str, str] | None = None) -> list[ProbeRun]:
@@ -195,7 +195,7 @@ def load_probes(store: Path | str, weights: Mapping[str, str] | None = None) -> 
         weights: model -> fingerprint of the weights of which it must be, if there is one.
     """
     runs = []
-    for path in sorted(guard(store).glob("probe/*/manifest.json")):
+    for path in sorted(store_folder(store).glob("probe/*/manifest.json")):
         run = ProbeRun(path.parent)
         try:
             told = run.manifest

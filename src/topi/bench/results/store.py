@@ -33,8 +33,8 @@ from PIL import Image
 from topi.bench.results import files
 from topi.bench.results.compact import Segments, Summary, compact, concat, moments, settings_of
 from topi.bench.results.full_outputs import FullOutputs
-from topi.bench.results.links import guard
 from topi.bench.results.mend import QUARANTINE, clear_up, contents, mend, missing, new_quarantine
+from topi.bench.results.packed import store_folder
 from topi.bench.results.provenance import differences
 from topi.bench.results.records import Failure, Manifest, Pair, Row
 from topi.errors import ToPiError
@@ -381,7 +381,7 @@ class Store:
     """
 
     def __init__(self, root: Path | str) -> None:
-        self.root = guard(root)
+        self.root = store_folder(root)
 
     def cell(self, key: str) -> Cell:
         """The cell of this key, there or not."""
