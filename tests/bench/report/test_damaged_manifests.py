@@ -7,7 +7,7 @@ import pytest
 from cell_records import mutated
 
 from topi.bench.cli import main as cli
-from topi.bench.report import page
+from topi.bench.report import groups, page
 from topi.bench.report.checked import checked_store
 from topi.bench.report.paper.suite import suites
 from topi.bench.results import Store
@@ -17,9 +17,9 @@ from topi.errors import ToPiError
 def shown(root):
     """What a report takes from a store, without its figures: keys of cells, and labels."""
     store = checked_store(root)
-    contents = list(page.contents(store, [cell for cell in store.load_cells() if cell.done]))
+    contents = list(groups.contents(store, [cell for cell in store.load_cells() if cell.done]))
     for content in contents:
-        page.split_facts({cell.key: cell.manifest for cell in content.group.cells})
+        groups.split_facts({cell.key: cell.manifest for cell in content.group.cells})
     runs = [suite.run(label) for suite in suites(store) for label in suite.labels]
     means = [run.mean("psnr").value for run in runs]
     keys = {cell.key for content in contents for cell in content.group.cells}

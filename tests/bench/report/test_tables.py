@@ -8,12 +8,12 @@ from topi.bench.report.tables import (
     difference_table,
     notes,
     quality_table,
+    quality_text,
     sections,
     timing_note,
-    to_latex,
-    to_markdown,
     to_rich,
 )
+from topi.bench.report.text_table import to_latex, to_markdown
 
 
 def row(sample, label, psnr, *, method=None, category="local_edit", keep=0.5, flops=1.2):
@@ -78,7 +78,7 @@ def test_measured_speed_up_only_where_it_was_timed(rows, latency):
 
 
 def test_the_best_is_bold_and_full_does_not_compete(rows, latency):
-    markdown = to_markdown(quality_table(rows, latency))
+    markdown = to_markdown(quality_text(quality_table(rows, latency)))
     lines = {tuple(c.strip() for c in text.split("|")[1:3]): text for text in markdown.split("\n")}
     assert "**20.00** | **0.400** | **0.050** | 0.50 | 1.20×" in lines["", "topi tau=0.8"] or (
         "**20.00**" in markdown and "**32.00**" in markdown
@@ -136,7 +136,7 @@ def test_the_console_table_folds_long_names_not_numbers(capsys):
 
 
 def test_latex_is_plain_and_balanced(rows, latency):
-    text = to_latex(quality_table(rows, latency))
+    text = to_latex(quality_text(quality_table(rows, latency)))
     assert text.isascii()
     assert r"\textbf{20.00}" in text
     widths = {t.count("&") for t in text.split("\n") if t.endswith(r"\\")}
@@ -146,7 +146,7 @@ def test_latex_is_plain_and_balanced(rows, latency):
 def test_without_any_timing_the_table_still_stands(rows, latency):
     table = quality_table(rows, latency.iloc[:0])
     assert table["speedup"].isna().all()
-    assert "–" in to_markdown(table)
+    assert "–" in to_markdown(quality_text(table))
 
 
 def test_topi_is_compared_with_each_other_method(rows):

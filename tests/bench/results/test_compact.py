@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from topi.bench.cli import main as cli
-from topi.bench.report import page
+from topi.bench.report import groups
 from topi.bench.report.tables import SCORES
 from topi.bench.results import Store, files
 from topi.bench.results import compact as module
@@ -380,10 +380,10 @@ def test_small_segments_become_one_and_the_old_ones_go_later(store, monkeypatch)
 
 def test_a_large_report_has_the_numbers_of_a_small_one(store, tmp_path, monkeypatch):
     cells = [cell for cell in store.load_cells() if cell.done]
-    (small,) = page.contents(store, cells)
+    (small,) = groups.contents(store, cells)
     store.compact()
-    monkeypatch.setattr(page, "MANY", 0)
-    (large,) = page.contents(store, store.load_cells())
+    monkeypatch.setattr(groups, "MANY", 0)
+    (large,) = groups.contents(store, store.load_cells())
     assert list(large.table.columns) == list(small.table.columns)
     line = ["category", "label", "method", "n", "identical"]
     pd.testing.assert_frame_equal(large.table[line], small.table[line], check_dtype=False)

@@ -12,10 +12,10 @@ import pandas as pd
 from rich import box
 from rich.padding import Padding
 from rich.table import Table
-from rich.text import Text
+from rich.text import Text as Words
 
-from topi.bench.io.escape import latex, markdown, one_line
-from topi.bench.report.text_table import markdown_lines
+from topi.bench.io.escape import one_line
+from topi.bench.report.text_table import Text, TextTable
 from topi.bench.results.statistics import (
     Estimate,
     bootstrap,
@@ -284,55 +284,40 @@ def to_rich(table: pd.DataFrame, title: str) -> Table:
     for column in COLUMNS:
         view.add_column(column.heading.replace("-", "-\n"), justify="right", no_wrap=True)
     for category, lines in sections(table):
-        view.add_row(Text(one_line(category), style="bold"))
+        view.add_row(Words(one_line(category), style="bold"))
         for label, n, cells in lines:
             short = [
                 (re.sub(r"^(merges) ([^,]+).*", r"\1\n\2", text), best) for text, best in cells
             ]
-            shown = [Text(text, style="bold green" if best else "") for text, best in short]
+            shown = [Words(text, style="bold green" if best else "") for text, best in short]
             view.add_row(Padding(one_line(label), (0, 0, 0, 1)), str(n), *shown)
         view.add_section()
     return view
 
 
-def to_markdown(table: pd.DataFrame) -> str:
-    """The table as Markdown, best values bold."""
-    heading = ["Category", "Method", "n", *(column.heading for column in COLUMNS)]
-    lines = [heading, ["---", "---", *["---:"] * (len(heading) - 2)]]
-    for category, rows in sections(table):
-        for number, (label, n, cells) in enumerate(rows):
-            texts = [(markdown(text), best) for text, best in cells]
-            shown = [f"**{text}**" if best else text for text, best in texts]
-            head = markdown(category if number == 0 else "")
-            lines.append([head, markdown(label), str(n), *shown])
-    told = "\n".join(f"- {markdown(note)}" for note in notes(table))
-    return f"{markdown_lines(lines)}\n\n{told}\n"
+def quality_text(table: pd.DataFrame, title: str = "") -> TextTable:
+    """The table as text for Markdown, LaTeX and the page; best values are marked.
 
-
-def to_latex(table: pd.DataFrame) -> str:
-    """The table as a LaTeX `tabular` (needs `booktabs`), best values bold."""
-
-    def row(*cells: str) -> str:
-        return " & ".join(cells) + r" \\"
-
-    body = []
-    for category, rows in sections(table):
-        body.append(r"\midrule")
-        for number, (label, n, cells) in enumerate(rows):
-            texts = [(latex(text), best) for text, best in cells]
-            shown = [rf"\textbf{{{text}}}" if best else text for text, best in texts]
-            head = latex(category if number == 0 else "")
-            body.append(row(head, latex(label), str(n), *shown))
-    headings = [latex(column.heading) for column in COLUMNS]
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{ll{'r' * (1 + len(COLUMNS))}}}",
-            r"\toprule",
-            row("Category", "Method", "n", *headings),
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
+    Args:
+        table: of `quality_table`, or some of its lines.
+    """
+    rows = [
+        (
+            Text(category if number == 0 else ""),
+            Text(label),
+            Text(str(n)),
+            *(Text(text, best) for text, best in cells),
+        )
+        for category, lines in sections(table)
+        for number, (label, n, cells) in enumerate(lines)
+    ]
+    return TextTable(
+        name="quality",
+        title=title,
+        headings=("Category", "Method", "n", *(column.heading for column in COLUMNS)),
+        rows=tuple(rows),
+        frame=table,
+        notes=tuple(notes(table)),
     )
 
 

@@ -42,6 +42,11 @@ class TextTable:
     notes: tuple[str, ...] = ()
     keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
+    @property
+    def complete(self) -> bool:
+        """False if cells of one of its rows are missing or not complete."""
+        return "state" not in self.frame or bool((self.frame["state"] == "complete").all())
+
 
 def to_markdown(table: TextTable) -> str:
     """Best values bold, the paper's in italics; the notes and the cells below."""
@@ -51,8 +56,8 @@ def to_markdown(table: TextTable) -> str:
     notes = [f"- {markdown(note)}" for note in table.notes]
     for what, keys in table.keys.items():
         notes.append(f"- {markdown(what)}: " + ", ".join(map(code, keys)))
-    title = markdown(table.title)
-    return f"### {title}\n\n{markdown_lines(lines)}\n\n" + "\n".join(notes) + "\n"
+    title = f"### {markdown(table.title)}\n\n" if table.title else ""
+    return f"{title}{markdown_lines(lines)}\n\n" + "\n".join(notes) + "\n"
 
 
 def markdown_lines(lines: Iterable[Sequence[str]]) -> str:
@@ -79,7 +84,8 @@ def to_latex(table: TextTable) -> str:
     body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", heading, *lines]
     comments = [one_line(f"% {what}: {', '.join(keys)}") for what, keys in table.keys.items()]
     body += [r"\bottomrule", r"\end{tabular}"]
-    text = "\n".join([one_line(f"% {table.title}"), *comments, *body]) + "\n"
+    title = [one_line(f"% {table.title}")] if table.title else []
+    text = "\n".join([*title, *comments, *body]) + "\n"
     return text.replace("τ", "tau").replace("½", "1/2")
 
 

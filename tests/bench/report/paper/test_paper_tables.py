@@ -163,6 +163,7 @@ def test_a_missing_cell_is_shown_and_a_half_finished_one_is_not_averaged(tmp_pat
     assert toma["state"] == "partial 5/16"
     assert isnan(toma["value"])
     assert number(table, "all", "ToMA*", "psnr")["state"] == "missing"
+    assert not table.complete
     text = to_markdown(table)
     assert "| ToMA | partial 5/16 |" in text
     assert "ToMA\\* (missing)" in text or "ToMA* (missing)" in text

@@ -211,6 +211,11 @@ class Judged:
     claim: Claim
     findings: dict[str, Finding]
 
+    @property
+    def decided(self) -> bool:
+        """False if no model of the store can test it."""
+        return any(finding.verdict != UNTESTABLE for finding in self.findings.values())
+
 
 def gather_evidence(store: Store) -> list[Evidence]:
     """What a store knows of each model, by name; random weights say nothing and are left out."""
@@ -294,8 +299,8 @@ def claims_table(judged: Sequence[Judged]) -> TextTable:
 def to_rich_claims(judged: Sequence[Judged]) -> Table:
     """The overview for the console: what the store decides, and how much it does not."""
     models = claim_models(judged)
-    open_ = [e for e in judged if {f.verdict for f in e.findings.values()} <= {UNTESTABLE}]
-    caption = f"{len(open_)} more need other cells: the page lists them." if open_ else None
+    n_open = sum(not each.decided for each in judged)
+    caption = f"{n_open} more claims need other cells; the page lists them." if n_open else None
     view = Table(
         title="Claims of the paper",
         caption=caption,
@@ -306,7 +311,7 @@ def to_rich_claims(judged: Sequence[Judged]) -> Table:
     for heading in ("Claim", *models):
         view.add_column(heading)
     for each in judged:
-        if each in open_:
+        if not each.decided:
             continue
         verdicts = (each.findings[m].verdict if m in each.findings else "" for m in models)
         view.add_row(each.claim.name, *(Words(v, style=STYLES.get(v, "")) for v in verdicts))
