@@ -19,6 +19,7 @@ from topi.bench.config.schema import conf_folder, read_config
 from topi.bench.editors import editor, standin
 from topi.bench.results.cache_fit_file import CacheFit, read_cache_fit, write_cache_fit
 from topi.bench.runs.experiment import build_method, label_of, open_editor
+from topi.bench.studies import cache_fit
 from topi.bench.studies.cache_fit import fit_polynomial, watch_output
 from topi.errors import ToPiError
 from topi.methods.cache_probe import CacheProbe
@@ -42,7 +43,7 @@ def test_a_quartic_is_found_again():
 
 
 def test_too_few_points():
-    with pytest.raises(ToPiError, match="needs 5 different points and there are 4"):
+    with pytest.raises(ToPiError, match="needs 5 different points, but there are 4"):
         fit_polynomial([0.1, 0.1, 0.2, 0.3, 0.4], [1] * 5)
 
 
@@ -91,10 +92,21 @@ def test_the_probe_sees_what_the_model_computes(tiny, kind, branches):
 
 
 @pytest.fixture
-def fitted(tmp_path, monkeypatch, capsys):
-    """The fit that `topi fit-cache` writes for a tiny model."""
+def fitted(tmp_path, monkeypatch, capsys, edits):
+    """The fit that `topi fit-cache` writes for a tiny model; it was killed at the second sample."""
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["fit-cache", "model=tiny_flux", "data.count=2", *FEW]) == 0
+    command = ["fit-cache", "model=tiny_flux", "data.count=2", *FEW]
+
+    def killed(editor, sample, *rest):
+        if edits:
+            raise KeyboardInterrupt
+        watch_output(editor, sample, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cache_fit, "watch_output", killed)
+        cli.main(command)
+    assert cli.main(command) == 0
+    assert len(edits) == 2 == len(set(edits))
     out = capsys.readouterr().out
     (path,) = (tmp_path / "results" / "cache_fit").glob("tiny_flux-*.json")
     assert str(path.relative_to(tmp_path)) in out and "6 points" in out
@@ -193,7 +205,7 @@ def test_any_wrong_value_in_a_fit_is_refused_with_its_field(tmp_path):
 
 def test_only_standins_ship(capsys):
     assert cli.main(["fit-cache", "model=tiny_flux", "--ship"]) == 1
-    assert "--ship is for stand-ins" in capsys.readouterr().err
+    assert "--ship needs a stand-in" in capsys.readouterr().err
 
 
 def test_a_shipped_fit_counts_for_its_own_weights_only(tmp_path, monkeypatch):

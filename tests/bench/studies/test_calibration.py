@@ -10,7 +10,7 @@ from topi.bench.data import EditSample
 from topi.bench.results import files
 from topi.bench.studies import calibration as evaluation
 from topi.bench.studies.calibration import calibrate, stability, summarise, top_layers
-from topi.bench.studies.observation import collect, observe, stack
+from topi.bench.studies.observation import observe, stack
 from topi.bench.studies.probing import rank_correlation, token_arrays
 from topi.engine import Call, CallRecord
 from topi.errors import ToPiError
@@ -110,14 +110,6 @@ def test_a_killed_calibration_goes_on_and_ends_the_same(monkeypatch, tmp_path):
     assert calibrate(again, samples(), rows=rows) == whole
     assert again.seeds == [3, 4, 5]
     assert files.read_lines(rows) == files.read_lines(tmp_path / "whole.jsonl")
-
-
-def test_rows_come_in_the_order_of_the_data(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    files.append(path, {"sample": "s1", "index": 1})
-    rows = collect(samples(3), lambda index, sample: {"n": index}, "t", path)
-    assert [row["sample"] for row in rows] == ["s0", "s1", "s2"]
-    assert [row.get("n") for row in rows] == [0, None, 2]
 
 
 def rows_of(*profiles):

@@ -8,6 +8,7 @@ import pytest
 from topi.bench.cli import main as cli
 from topi.bench.config.compose import composed
 from topi.bench.config.schema import read_config
+from topi.bench.results import files
 from topi.bench.runs.experiment import build_method
 from topi.bench.studies.schedule_search import RATIOS, Schedule, Space, search
 from topi.errors import ToPiError
@@ -54,7 +55,7 @@ def test_nsga2_finds_the_front():
 
 
 def test_too_small_a_search_is_refused():
-    with pytest.raises(ToPiError, match="population of at least 4"):
+    with pytest.raises(ToPiError, match="--population 4 or more"):
         search(None, Space(2, (1, 2)), 3, 1, 0)
 
 
@@ -82,6 +83,12 @@ def test_from_the_command_line_to_a_run(kind, tmp_path, monkeypatch, capsys, edi
     assert cli.main(command) == 0
     assert len(edits) == seen
     assert json.loads(path.read_text())["front"] == json.loads(before)["front"]
+
+    # a line that a kill left unfinished is written again
+    lines = files.read_lines(rows)
+    rows.write_bytes(rows.read_bytes()[:-5])
+    assert cli.main(command) == 0
+    assert len(edits) == seen + 2 and files.read_lines(rows) == lines
 
 
 def test_only_dato_has_a_schedule(capsys):

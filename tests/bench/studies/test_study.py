@@ -120,10 +120,13 @@ def test_a_killed_probe_goes_on_and_ends_the_same(topi_, edits, monkeypatch):
         ),
         (("calibrate", "model.step=3"), "step"),
         (("calibrate", "model=tiny_flux", "--top", "7"), "--top 7 must be between 1 and 6"),
-        (("calibrate", "model=tiny_flux", "--ship"), "--ship is for stand-ins"),
+        (("calibrate", "model=tiny_flux", "--ship"), "--ship needs a stand-in"),
         (("probe", "model=tiny_flux", "layers.file=no.json"), "no.json cannot be read"),
         (("probe", "model=tiny_flux", "tau=2"), "tau=2"),
-        (("probe", "model=tiny_flux", "model.representative_layers=[9]"), "whose last is 5"),
+        (
+            ("probe", "model=tiny_flux", "model.representative_layers=[9]"),
+            "this model is 5",
+        ),
     ],
 )
 def test_what_is_refused_in_one_sentence(topi_, edits, arguments, words):

@@ -1,4 +1,4 @@
-"""From a command line to a benchmark: `topi bench`."""
+"""`topi bench`: the settings, the lines and the run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -28,14 +28,14 @@ SCORING = ("chunked", "flash", "triton")
 PERIOD = 10
 """Steps from anchor to anchor (section 5.1); a run of so many is one interval."""
 LEAST_MERGED = 0.25
-"""Merging to less is not defined for windows of 2 x 2."""
+"""The least keep ratio of merging in windows of 2 x 2."""
 GRAPH_TOKENS = 64
-"""CUDA graphs pay if lengths repeat: those of methods are multiples of this then."""
+"""With CUDA graphs, which need few different lengths, methods keep a multiple of this."""
 SCALED_DOWN = {"dtype": "float32", "front_layers": 1, "representative_layers": (1, 2, 3)}
 SCALED_SIZE = 256  # pixels
 SCALED_STEPS = 2 * PERIOD
-"""What a machine without a GPU runs in place of a published size; `models.random` has the rest. Two
-intervals, as the first call of a run, an anchor too, is not one to time."""
+"""Random weights on a machine without a GPU; `editors.random` has the rest. Two intervals, because
+the first call of a run is an anchor that is not timed."""
 READS = ("model", "seed", "store")
 
 
@@ -54,7 +54,8 @@ class BenchConfig:
             scaled down.
         compile: time with compiled blocks, full and methods alike; `backend` is torch.compile's.
         graphs: replay the compiled blocks as CUDA graphs, one for each length.
-        round_to: methods that can keep a multiple of so many tokens; None: 64 with graphs, else 1.
+        round_to: methods that can round keep a multiple of so many tokens; None: 64 with graphs,
+            else 1.
         trim_last: every method's last block computes target rows only (see `Method.__call__`).
         kernel: what sums attention weights at anchors: "chunked", "flash" or "triton"; None: the
             default of the device.
@@ -82,7 +83,7 @@ class BenchConfig:
 
 
 def read_bench(overrides: Sequence[str]) -> tuple[BenchConfig, list[str]]:
-    """The keys of `topi bench`, and the overrides that are left for `conf/`.
+    """The keys of `topi bench`, and the other overrides, which are for `conf/`.
 
     Raises:
         ConfigError: a value of the wrong type or out of range.
@@ -101,13 +102,13 @@ def read_bench(overrides: Sequence[str]) -> tuple[BenchConfig, list[str]]:
 
 def check_shares(keep: Sequence[float]) -> None:
     """Raise a ConfigError unless these are shares of tokens to keep."""
-    for each in keep:
-        if not 0 < each <= 1:
-            raise ConfigError(f"keep={each} must be in (0, 1].")
+    for share in keep:
+        if not 0 < share <= 1:
+            raise ConfigError(f"keep={share} must be in (0, 1].")
 
 
 def check_least(config: Any, least: Mapping[str, int]) -> None:
-    """Raise a ConfigError for a field that is given and below what it must be at least."""
+    """Raise a ConfigError for a field that is given and below its bound."""
     for name, bound in least.items():
         if (value := getattr(config, name)) is not None and value < bound:
             raise ConfigError(f"{name}={value} must be at least {bound}.")
@@ -120,30 +121,29 @@ def own_keys(schema: type, overrides: Sequence[str]) -> tuple[Any, list[str]]:
         ConfigError: a value of the wrong type.
     """
     names = {f.name for f in fields(schema)}
-    own = [each for each in overrides if each.partition("=")[0] in names]
+    own = [override for override in overrides if override.partition("=")[0] in names]
     try:
         given = OmegaConf.from_dotlist(own)
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
     except OmegaConfBaseException as error:
         raise ConfigError(sentence(error)) from error
-    return config, [each for each in overrides if each not in own]
+    return config, [override for override in overrides if override not in own]
 
 
 def bench(overrides: Sequence[str]) -> BenchRun:
-    """Measure; a run that was broken off adds its pairs anew.
+    """Measure. A run that was broken off starts anew and keeps the pairs that it has.
 
     A line that cannot run is left out, and the manifest says why.
 
     Raises:
         ToPiError: the configuration is impossible, another process does the same, or no line runs.
     """
-    import torch  # which a refusal need not wait for
-
     from topi.bench.runs import experiment
     from topi.bench.runs.cell import progress
     from topi.bench.runs.gpu import claim_gpu
+    from topi.bench.runs.resume import alone
     from topi.bench.speed.lines import measure
-    from topi.engine.attention import KERNEL, scored_by
+    from topi.engine.attention import scored_by
     from topi.engine.compiling import compile
     from topi.models import adapter_for
 
@@ -156,8 +156,35 @@ def bench(overrides: Sequence[str]) -> BenchRun:
         graphs = {"dynamic": False, "mode": "reduce-overhead"} if settings.graphs else {}
         compile(editor.pipe, backend=settings.backend, **graphs)
     variants = variants_of(settings, config, editor, adapter_for(editor.pipe).facts)
-    kernel = settings.kernel or KERNEL.get(editor.pipe.device.type, "chunked")
-    content = {
+    content = conditions(settings, editor, variants)
+    run = bench_run(config.store, f"{editor.name}-{digest(content)}")
+    with alone(run.lock(), f"benchmark {run.key}"):
+        run.start({**content, "key": run.key, **origin(editor)})
+        sample = picture(settings.references, editor.config)
+        pairs = len(variants) * settings.repeats
+        title = f"{editor.name}: speed"
+        with progress(title, pairs, 0) as advance, scored_by(content["kernel"]):
+            rounds = settings.repeats, settings.warmup
+            for row in measure(editor, sample, variants, config.seed, *rounds, run.refuse):
+                run.add(row)
+                ratio = row["total_full"] / row["total_method"]
+                advance(f"{row['label']}: {ratio:.3f} of {row['total_full']:.2f} s")
+    if not run.rows:
+        why = " ".join(dict.fromkeys(run.manifest["refused"].values()))
+        raise ToPiError(f"No line of {run.key} could be measured: {why}")
+    return run
+
+
+def conditions(
+    settings: BenchConfig, editor: "Editor", variants: "Sequence[Variant]"
+) -> dict[str, Any]:
+    """All that the seconds depend on; the key of the benchmark is a hash of it."""
+    import torch  # which a refusal need not wait for
+
+    from topi.engine.attention import KERNEL
+
+    device = editor.pipe.device.type
+    return {
         "model": editor.name,
         "kind": editor.config.kind,
         "source": editor.config.source,
@@ -170,28 +197,11 @@ def bench(overrides: Sequence[str]) -> BenchRun:
         "compiled": compiled_by(settings),
         "trim_last": settings.trim_last,
         "round_to": settings.multiple,
-        "kernel": kernel,
+        "kernel": settings.kernel or KERNEL.get(device, "chunked"),
         "device": editor.device_name,
-        "threads": torch.get_num_threads() if editor.pipe.device.type == "cpu" else None,
+        "threads": torch.get_num_threads() if device == "cpu" else None,
         "lines": [variant.label for variant in variants],
     }
-    run = bench_run(config.store, f"{editor.name}-{digest(content)}")
-    with run.lock() as ours:
-        if not ours:
-            raise ToPiError(f"Another process is measuring {run.key}; leave it to that.")
-        run.start({**content, "key": run.key, **origin(editor)})
-        sample = picture(settings.references, editor.config)
-        pairs = len(variants) * settings.repeats
-        with progress(f"{editor.name}: speed", pairs, 0) as advance, scored_by(kernel):
-            rounds = settings.repeats, settings.warmup
-            for row in measure(editor, sample, variants, config.seed, *rounds, run.refuse):
-                run.add(row)
-                ratio = row["total_full"] / row["total_method"]
-                advance(f"{row['label']}: {ratio:.3f} of {row['total_full']:.2f} s")
-    if not run.rows:
-        why = " ".join(dict.fromkeys(run.manifest["refused"].values()))
-        raise ToPiError(f"Nothing of {run.key} could be measured: {why}")
-    return run
 
 
 def model_of(settings: BenchConfig, overrides: Sequence[str]) -> Config:
@@ -230,14 +240,14 @@ def picture(references: int, model: Any) -> "EditSample":
 
     drawn = MiniEdit()[0]
     pictures = (drawn.references[0].resize((model.width, model.height)),) * references
-    told = (drawn.category, drawn.task, drawn.instruction)
-    return EditSample(f"drawn-{references}", *told, pictures, size=(model.height, model.width))
+    about = (drawn.category, drawn.task, drawn.instruction)
+    return EditSample(f"drawn-{references}", *about, pictures, size=(model.height, model.width))
 
 
 def variants_of(
     settings: BenchConfig, config: Config, editor: "Editor | None", facts: "ModelFacts"
 ) -> "list[Variant]":
-    """What hooks alone cost, what the last block can spare, then the methods at all keep ratios.
+    """The lines: hooks alone, the last block trimmed, then each method at each keep ratio.
 
     In a compiled model the first line is the full run without compilation.
 
@@ -281,17 +291,17 @@ def variants_of(
 
 
 def compiled_by(settings: BenchConfig) -> str | None:
-    """What compiles the blocks, in words; None: nothing."""
+    """The compiler of the blocks in words; None without one."""
     if not settings.compile:
         return None
     return f"{settings.backend} with CUDA graphs" if settings.graphs else settings.backend
 
 
 def kept_share(method: "type[Method]", keep: float) -> tuple[float | None, dict[str, float]]:
-    """What share a method really keeps that is asked for `keep`, and its parameters for that.
+    """The keep ratio that a method achieves when `keep` is asked for, and its parameters for that.
 
-    Of reference tokens; of all image tokens, if it merges; of steps, if it runs fewer. None if it
-    has no such parameter.
+    It is a share of reference tokens, of all image tokens in a method that merges, or of steps in
+    one that runs fewer; None if the method has no such parameter.
     """
     from topi.methods.checker import Checkerboard
     from topi.methods.downscaled_ref import DownscaledRef
@@ -313,7 +323,7 @@ def kept_share(method: "type[Method]", keep: float) -> tuple[float | None, dict[
 
 
 def origin(editor: Any) -> dict[str, Any]:
-    """When, on what and with which code and versions."""
+    """Time, device, code and versions of a benchmark."""
     import torch
 
     return {

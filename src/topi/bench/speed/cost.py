@@ -1,10 +1,10 @@
-"""What a run will cost, before it is run: FLOPs, memory traffic, memory, and the ideal speed-up.
+"""The predicted cost of a run: FLOPs, memory traffic, memory and the ideal speed-up.
 
-FLOPs are counted as for measured rows, from a trace. The trace comes from a thin copy of the
-transformer, of the same depth but next to no width, on a small grid of tokens: which steps are
-anchors, which layers merge, and what share of the tokens stays do not depend on width, and shares
-scale with the grid. So every method of the registry can be predicted, without a formula of its own.
-What depends on the picture is that of noise: RegionE takes every target token for edited.
+FLOPs are counted from a trace, as for measured rows. The trace comes from a thin copy of the
+transformer, with the same depth and little width, on a small grid of tokens. Anchors, merging
+layers and the share of kept tokens do not depend on width, and shares scale with the grid. So every
+method of the registry can be predicted without a formula of its own. The picture is noise:
+decisions that depend on it are those for noise, and RegionE takes every target token for edited.
 """
 
 import inspect
@@ -42,7 +42,7 @@ ITEM = 2
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run of the transformer, in full and under a method.
+    """The cost of one run of the transformer, in full and under a method.
 
     Args:
         flops: of all calls.
@@ -65,14 +65,14 @@ class Cost:
     calls: int
 
     def seconds(self, flops: float, bandwidth: float, full: bool = False) -> float:
-        """On a machine that always reaches its FLOP/s, or its bytes/s where these bind."""
+        """Seconds on a machine that reaches its FLOP/s, or its bytes/s if they are the limit."""
         work = self.flops.full if full else self.flops.method
         traffic = self.bytes_full if full else self.bytes_method
         return max(work / flops, traffic / bandwidth)
 
 
 class ThinPipeline:
-    """What methods hold of a pipeline: its scheduler, and references that can be resized."""
+    """The parts of a pipeline that methods use: its scheduler and the encoding of references."""
 
     vae_scale_factor = TOKEN // 2
 
@@ -85,7 +85,7 @@ class ThinPipeline:
         return tuple((each.shape[-2] // TOKEN, each.shape[-1] // TOKEN) for each in image)
 
     def encoded(self, layout: Layout) -> Layout:
-        """The layout of a call, its references resized if a method does that."""
+        """The layout of a call, with references that a method may have resized."""
         pictures = [
             torch.empty(1, 3, rows * TOKEN, columns * TOKEN, device="meta")
             for rows, columns in layout.reference_grids
@@ -94,7 +94,7 @@ class ThinPipeline:
 
 
 class CostModel:
-    """Predicts runs of one transformer; what was counted or traced once is kept.
+    """Predicts runs of one transformer. It keeps what it has counted.
 
     Args:
         transformer: on any device, the meta device included.
@@ -111,7 +111,7 @@ class CostModel:
         self._weights = ITEM * sum(parameter.numel() for parameter in transformer.parameters())
 
     def layout(self, size: int, references: int, n_text: int) -> Layout:
-        """Of a square picture of `size` pixels with so many references of the same size."""
+        """The layout of a square picture of `size` pixels with references of the same size."""
         grid = (size // self.token, size // self.token)
         return Layout(n_text, grid, (grid,) * references)
 
@@ -119,12 +119,12 @@ class CostModel:
         """A run of `steps` steps without classifier-free guidance, one sample, in bfloat16.
 
         Raises:
-            ToPiError: the method cannot run so.
+            ToPiError: the method cannot run with these settings.
         """
         return self.of_trace(self.trace(attach, layout, steps))
 
     def of_trace(self, trace: Sequence[CallRecord]) -> Cost:
-        """The same for a run whose trace is known."""
+        """The cost of a run whose trace is known."""
         full = [
             (record.stands_for, replace(UNTOUCHED, layout=full_layout(record), batch=record.batch))
             for record in trace
@@ -140,10 +140,10 @@ class CostModel:
         )
 
     def trace(self, attach: Attach, layout: Layout, steps: int) -> list[CallRecord]:
-        """What a method would do, from a run of the thin copy.
+        """The trace of a method, from a run of the thin copy.
 
         Args:
-            attach: a method, or what else attaches one.
+            attach: attaches a method to a pipeline; the method itself does.
             layout: of the run in full.
 
         Raises:
@@ -166,7 +166,7 @@ class CostModel:
         return [scaled(record, seen, layout, wider) for record in method.trace]
 
     def _traffic(self, record: CallRecord) -> float:
-        """Bytes that a call reads and writes at least."""
+        """The least bytes that a call reads and writes."""
         n_text, layout = record.layout.n_text, record.layout
         run = self._depth if record.skipped_from is None else record.skipped_from
         front = min(record.front_layers, run)
@@ -186,10 +186,9 @@ class CostModel:
 
 
 def shown(layer: int, forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A block that computes nothing: it shows its input where a method asks for states.
+    """A block that computes nothing and takes a tenth of the time.
 
-    What a method asks for are tokens to merge, and query, key and value. So a block takes a tenth
-    of the time.
+    Where a method asks for states (tokens to merge; query, key and value), it gets the input.
     """
 
     def run(**kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
-"""How fast a model runs in full and under each method: interleaved, with what the time went into.
+"""Latency of a model in full and under each method, measured in interleaved pairs.
 
-One run gives both latencies: end to end on the clock of the host, and of each transformer call on
-that of the device. The FLOP-ideal ratio beside them is counted from the method's own trace.
+One run gives two latencies: end to end by the host's clock, and of each transformer call by the
+device's clock. The FLOP-ideal ratio beside them is counted from the method's own trace.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from topi.bench.data import EditSample
 from topi.bench.editors.editor import Editor
-from topi.bench.runs.latency import interleaved
+from topi.bench.runs.latency import Timing, interleaved
 from topi.engine.clock import Span
 from topi.engine.compiling import CompiledForward, eager_forward
 from topi.engine.flops import FlopCounter
@@ -29,12 +29,12 @@ Attach = Callable[[Any], AbstractContextManager[Method]]
 
 @dataclass
 class HooksOnly(Method):
-    """All hooks of a method that scores, and nothing done in them: what hooks alone cost."""
+    """All hooks of a method that scores, with nothing in them: it measures the cost of hooks."""
 
     def attend(
         self, call: Call, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> None:
-        """Look away."""
+        """Do nothing."""
 
     def watches(self, call: Call, layer: int) -> bool:
         """Nowhere, so that compiled blocks stay compiled."""
@@ -61,7 +61,7 @@ def uncompiled(pipe: Any) -> Iterator[Method]:
 
 
 def refused(error: ToPiError) -> Attach:
-    """What stands for a method that cannot be built: attaching it says why."""
+    """Stands for a method that cannot be built: attaching it raises the error."""
 
     def attach(pipe: Any) -> AbstractContextManager[Method]:
         raise error
@@ -75,7 +75,7 @@ class Variant:
 
     Args:
         label: unique name of the line.
-        method: the name in the registry, or of what it isolates.
+        method: its name in the registry, "full" or "hooks".
         attach: attaches a method to a pipeline, and yields it.
         keep: the share of tokens, or of steps, that stays, where a method has one.
     """
@@ -94,7 +94,8 @@ class Run:
         calls: of the transformer.
         peak_bytes: the most device memory held in the run; None on a CPU.
         peak_bytes_transformer: the same while the transformer runs, so without the VAE's own.
-        blocks: how many blocks of a compiled transformer ran, and how many of these uncompiled.
+        blocks: number of blocks of a compiled transformer that ran, and how many of them ran
+            uncompiled.
     """
 
     calls: list[Span] = field(default_factory=list)
@@ -115,9 +116,9 @@ class Run:
 
 
 class PeakMemory:
-    """The most device memory held, in all and while the transformer runs; nothing on a CPU.
+    """The most device memory held, in all and while the transformer runs. None on a CPU.
 
-    The statistics that it reads are the allocator's on the host: it never waits for the device.
+    It reads the allocator's statistics on the host and never waits for the device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -183,7 +184,7 @@ def watched(
 
 @contextmanager
 def counted_eager(compiled: Sequence[CompiledForward]) -> Iterator[list[CompiledForward]]:
-    """Yields a list that gets a compiled block each time that it runs uncompiled."""
+    """Yields a list to which a compiled block is added each time that it runs uncompiled."""
     ran: list[CompiledForward] = []
     originals = [block.eager for block in compiled]
 
@@ -203,6 +204,43 @@ def counted_eager(compiled: Sequence[CompiledForward]) -> Iterator[list[Compiled
             block.eager = eager
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A full run and the method's run right after it, with the trace of the method."""
+
+    seconds: Timing
+    full: Run
+    own: Run
+    trace: Sequence[CallRecord]
+
+
+def timed_pair(editor: Editor, sample: EditSample, attach: Attach, seed: int) -> Pair:
+    """Edit a sample in full and under a method.
+
+    Raises:
+        ToPiError: the method cannot run here.
+    """
+    device = editor.pipe._execution_device
+    forwards = [block.forward for block in adapter_for(editor.pipe).blocks]
+    compiled = [forward for forward in forwards if isinstance(forward, CompiledForward)]
+    runs: list[Run] = []
+    methods: list[Method] = []
+
+    def edit(sample: EditSample) -> None:
+        with watched(editor.transformer, device, compiled) as run:
+            editor.edit(sample, seed)
+        runs.append(run)
+
+    @contextmanager
+    def attached() -> Iterator[None]:
+        with attach(editor.pipe) as method:
+            methods.append(method)
+            yield
+
+    (seconds,) = interleaved(edit, attached, [sample], 1, 0, device)
+    return Pair(seconds, *runs, methods[0].trace)
+
+
 def measure(
     editor: Editor,
     sample: EditSample,
@@ -212,7 +250,7 @@ def measure(
     warmup: int = 1,
     refuse: Callable[[str, str], None] = lambda label, reason: None,
 ) -> Iterator[dict[str, Any]]:
-    """Time each variant against the full run, in pairs; variants take turns, so that drift is fair.
+    """Time each variant against the full run, in pairs. Variants take turns, so that drift is fair.
 
     Args:
         sample: what is edited.
@@ -222,70 +260,49 @@ def measure(
             from then on, and the others go on.
 
     Yields:
-        One row per pair as soon as it is measured, as `results.bench` describes it.
+        One row per pair as soon as it is measured, as `results.bench_run` describes it.
     """
-    device = editor.pipe._execution_device
     counter = FlopCounter(editor.transformer)
-    forwards = [block.forward for block in adapter_for(editor.pipe).blocks]
-    compiled = [each for each in forwards if isinstance(each, CompiledForward)]
-    runs: list[Run] = []
-    method: Method | None = None
-
-    def edit(sample: EditSample) -> None:
-        with watched(editor.transformer, device, compiled) as run:
-            editor.edit(sample, seed)
-        runs.append(run)
-
-    def attach(variant: Variant) -> Callable[[], AbstractContextManager]:
-        @contextmanager
-        def attached() -> Iterator[None]:
-            nonlocal method
-            with variant.attach(editor.pipe) as method:
-                yield
-
-        return attached
-
     left = list(variants)
     for repeat in range(warmup + repeats):
         for variant in tuple(left):
-            runs.clear()
             try:
-                (pair,) = interleaved(edit, attach(variant), [sample], 1, 0, device)
+                pair = timed_pair(editor, sample, variant.attach, seed)
             except (ToPiError, torch.OutOfMemoryError) as error:
                 left.remove(variant)
                 refuse(variant.label, str(error).splitlines()[0])
                 continue
-            if repeat < warmup:
-                continue
-            full, own = runs
-            flops = counter.run(method.trace)
-            yield {
-                "label": variant.label,
-                "method": variant.method,
-                "keep": variant.keep,
-                "repeat": repeat - warmup,
-                "total_full": pair.seconds_full,
-                "total_method": pair.seconds_method,
-                "transformer_full": full.transformer,
-                "transformer_method": own.transformer,
-                "peak_bytes_full": full.peak_bytes,
-                "peak_bytes_method": own.peak_bytes,
-                "peak_bytes_transformer_full": full.peak_bytes_transformer,
-                "peak_bytes_transformer_method": own.peak_bytes_transformer,
-                "uncompiled": own.uncompiled,
-                "calls": len(own.calls),
-                "layout": layout_fields(method.trace[0].full_layout or method.trace[0].layout),
-                "flops_full": flops.full,
-                "flops_method": flops.method,
-                **step_seconds(full, own, method.trace),
-                **stage_seconds(method.trace),
-            }
+            if repeat >= warmup:
+                about = {"label": variant.label, "method": variant.method, "keep": variant.keep}
+                yield about | {"repeat": repeat - warmup} | pair_fields(pair, counter)
+
+
+def pair_fields(pair: Pair, counter: FlopCounter) -> dict[str, Any]:
+    """Seconds, bytes and FLOPs of a pair, as JSON has them."""
+    full, own, flops = pair.full, pair.own, counter.run(pair.trace)
+    return {
+        "total_full": pair.seconds.seconds_full,
+        "total_method": pair.seconds.seconds_method,
+        "transformer_full": full.transformer,
+        "transformer_method": own.transformer,
+        "peak_bytes_full": full.peak_bytes,
+        "peak_bytes_method": own.peak_bytes,
+        "peak_bytes_transformer_full": full.peak_bytes_transformer,
+        "peak_bytes_transformer_method": own.peak_bytes_transformer,
+        "uncompiled": own.uncompiled,
+        "calls": len(own.calls),
+        "layout": layout_fields(pair.trace[0].full_layout or pair.trace[0].layout),
+        "flops_full": flops.full,
+        "flops_method": flops.method,
+        **step_seconds(full, own, pair.trace),
+        **stage_seconds(pair.trace),
+    }
 
 
 def step_seconds(full: Run, own: Run, trace: Sequence[CallRecord]) -> dict[str, float | None]:
-    """Median seconds of a call: in full, of an anchor, of a pruned one; None where there is none.
+    """Median seconds of a full call, of an anchor and of a reduced call; None if there is none.
 
-    The first call of a run, which also settles what the others share, is left out.
+    The first call of a run is left out: it also computes what the other calls share.
     """
 
     def middle(seconds: Sequence[float]) -> float | None:
@@ -300,12 +317,12 @@ def step_seconds(full: Run, own: Run, trace: Sequence[CallRecord]) -> dict[str, 
 
 
 def layout_fields(layout: Layout) -> dict[str, Any]:
-    """What `Layout(**fields)` takes, as JSON has it."""
+    """The arguments of a `Layout`, as JSON has them."""
     return {name: getattr(layout, name) for name in ("n_text", "target_grid", "reference_grids")}
 
 
 def is_reduced(record: CallRecord) -> bool:
-    """Did the call run on fewer tokens, or only in part?"""
+    """True if the call ran on fewer tokens or in fewer layers."""
     return record.kept is not None or bool(record.merged) or record.skipped
 
 

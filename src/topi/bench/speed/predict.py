@@ -1,4 +1,4 @@
-"""From a command line to a prediction: `topi predict`."""
+"""`topi predict`: the settings, the prediction and its comparison with measurements."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ SIZES = (512, 768, 1024, 1280, 1536)
 TEXT = 512
 """Text tokens of a published model; see `text_tokens` for the others."""
 ON_GPU = ("seconds_predicted", "seconds", "memory_predicted", "memory", "utilisation")
-"""What a benchmark knows on a GPU only."""
+"""Columns that need a GPU."""
 
 
 @dataclass
@@ -69,7 +69,7 @@ class PredictConfig:
 
 
 def read_predict(overrides: Sequence[str]) -> tuple[PredictConfig, list[str]]:
-    """The keys of `topi predict`, and the overrides that are left for `conf/`.
+    """The keys of `topi predict`, and the other overrides, which are for `conf/`.
 
     Raises:
         ConfigError: a value of the wrong type or out of range.
@@ -83,12 +83,12 @@ def read_predict(overrides: Sequence[str]) -> tuple[PredictConfig, list[str]]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a run will cost, and what was measured of it.
+    """The predicted cost of a model and of each method.
 
     Args:
-        lines: of one size, a method each; one that cannot be predicted says `why`.
-        curve: the same over references and sizes, or nothing.
-        store, gpu: what was measured, and the data sheet that it is compared with.
+        lines: one per method, at one size; `why` says why one cannot be predicted.
+        curve: the same over references and sizes, or empty.
+        store, gpu: the measurements to compare with, and the data sheet.
     """
 
     model: str
@@ -99,18 +99,18 @@ class Prediction:
 
     @cached_property
     def measured(self) -> pd.DataFrame:
-        """See `compare_measured`; predicts whatever the store holds of this model."""
+        """Measurements of this model in the store beside predictions: `compare_measured`."""
         return compare_measured(self.store, self.gpu, self.model)
 
 
 def predict(
-    overrides: Sequence[str], tell: Callable[[Mapping[str, Any]], None] = lambda line: None
+    overrides: Sequence[str], report: Callable[[Mapping[str, Any]], None] = lambda line: None
 ) -> tuple[Prediction, PredictConfig]:
     """Predict full and every method.
 
     Args:
         overrides: of `PredictConfig`, and `model=...`, `store=...`.
-        tell: gets each line as soon as it is known.
+        report: gets each line as soon as it is known.
 
     Raises:
         ToPiError: an unknown model, method or value.
@@ -137,7 +137,7 @@ def predict(
             about |= cost_fields(model.predict(methods[label], layout, settings.steps), gpu)
         except ToPiError as error:
             about |= {"why": str(error)}
-        tell(about)
+        report(about)
         return about
 
     lines = [line(label, settings.refs, settings.size) for label in methods]
@@ -147,9 +147,9 @@ def predict(
             (settings.refs, s) for s in SIZES
         }
         curve = [line(label, *point) for point in sorted(points) for label in methods]
-        curve = [each for each in curve if each["why"] is None]
-    found = (pd.DataFrame(each) for each in (lines, curve))
-    return Prediction(config.model["name"], *found, config.store, gpu), settings
+        curve = [point for point in curve if point["why"] is None]
+    frames = (pd.DataFrame(lines), pd.DataFrame(curve))
+    return Prediction(config.model["name"], *frames, config.store, gpu), settings
 
 
 def cost_fields(cost: "Cost", gpu: Gpu) -> dict[str, Any]:
@@ -168,9 +168,9 @@ def cost_fields(cost: "Cost", gpu: Gpu) -> dict[str, Any]:
 
 
 def cost_model(model: Mapping[str, Any]) -> "tuple[CostModel, Editor | None]":
-    """The cost model of a configured model, and its editor; published sizes need no weights.
+    """The cost model of a configured model, and its editor. Published sizes need no weights.
 
-    That of the latest two models is kept, with all that it has counted.
+    The cost models of the latest two models are kept with all that they have counted.
     """
     return _cost_model(json.dumps(model, sort_keys=True))
 
@@ -194,7 +194,7 @@ def _cost_model(text: str) -> "tuple[CostModel, Editor | None]":
 
 
 def text_tokens(model: Mapping[str, Any]) -> int:
-    """How long the texts of a model are; those of the published ones at most."""
+    """The number of text tokens of a model; of a published one, the largest."""
     from topi.bench.editors.text import TEXT_TOKENS
 
     return {"standin": TEXT_TOKENS, "tiny": 12}.get(model["source"], TEXT)
@@ -203,12 +203,12 @@ def text_tokens(model: Mapping[str, Any]) -> int:
 def compare_measured(store: str, gpu: Gpu, name: str) -> pd.DataFrame:
     """Each line of each benchmark of a store, and each timed cell of a model, beside predictions.
 
-    Columns: `run`, `label`; `error`, by what share the predicted FLOPs of the method are off those
-    of the real trace (of cells: the ideal speed-up); `predicted`, the ideal speed-up; `measured`,
-    the speed-up of the transformer (of cells: end to end); `seconds_predicted` on the `gpu`,
-    `seconds`, of the method's transformer; `memory_predicted`, `memory` in bytes; `utilisation`,
-    the full run's share of the GPU's FLOP/s. NaN where nothing is known, as of seconds and bytes
-    on a CPU. Lines that cannot be checked say `why`.
+    Columns: `run`, `label`; `error`, the relative error of the method's predicted FLOPs against the
+    real trace (of cells: of the ideal speed-up); `predicted`, the ideal speed-up; `measured`, the
+    speed-up of the transformer (of cells: end to end); `seconds_predicted` on the `gpu` and
+    `seconds` of the method's transformer; `memory_predicted`, `memory` in bytes; `utilisation`, the
+    full run's share of the GPU's FLOP/s. NaN where nothing is known, as seconds and bytes on a CPU.
+    `why` says why a line cannot be checked.
 
     Args:
         name: of the model whose cells count.
@@ -277,9 +277,9 @@ def check_cells(store: str, name: str) -> Iterator[dict[str, Any]]:
         about = {"run": cell.key, "label": cell.labels[0]}
         try:
             model = cell.manifest["config"]["model"]
-            found, _ = cost_model(model)
-            layout = layout_of_cell(cell, found.token, text_tokens(model))
-            cost = found.predict(method_of_cell(cell), layout, cell.manifest["steps"])
+            costs, _ = cost_model(model)
+            layout = layout_of_cell(cell, costs.token, text_tokens(model))
+            cost = costs.predict(method_of_cell(cell), layout, cell.manifest["steps"])
         except ToPiError as error:
             yield about | {"why": str(error)}
             continue
@@ -298,7 +298,7 @@ def check_cells(store: str, name: str) -> Iterator[dict[str, Any]]:
 
 
 def layout_of_cell(cell: Cell, token: int, n_text: int) -> Layout:
-    """The layout of a cell's samples, of `token` pixels a token's side.
+    """The layout of a cell's samples; a token has `token` pixels a side.
 
     Raises:
         ToPiError: they are of several sizes.
@@ -312,10 +312,10 @@ def layout_of_cell(cell: Cell, token: int, n_text: int) -> Layout:
 
 
 def method_of_cell(cell: Cell) -> "Attach":
-    """The method of a cell; one that keeps a share of the score keeps the share of tokens it kept.
+    """The method of a cell. One that keeps a share of the score gets the keep ratio that it had.
 
     Raises:
-        ToPiError: what it does is up to the picture, or this version has no such method.
+        ToPiError: its work depends on the picture, or this version has no such method.
     """
     if cell.manifest["config"]["cache"]["name"] != "none":
         raise ToPiError("what a cache skips depends on the picture.")

@@ -1,9 +1,9 @@
-"""Which scoring kernel is fastest here, and how far each is off: `python -m ...scoring_speed`.
+"""Speed and error of each scoring kernel: `python -m topi.bench.speed.scoring_speed`.
 
-At real size on a GPU, scaled down elsewhere unless asked for. What is timed is what scoring adds to
-the layer's own attention, from which fused kernels take the rows' log-sum-exp. The error is that of
-a layer's score (Eq. 9) in the model's precision against float64 sums of the very same inputs, and
-how many tokens that Eq. 10 keeps are others. One line of JSON per kernel.
+The size is real on a GPU, and scaled down elsewhere without --real-size. The time is what scoring
+adds to the layer's own attention, from which fused kernels take the rows' log-sum-exp. The error is
+that of a layer's score (Eq. 9) in the model's precision against float64 sums of the same inputs,
+and the number of tokens for which Eq. 10 decides otherwise. One line of JSON per kernel.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def exact(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Median time of `work` after three runs that do not count."""
+    """Median seconds of `work`, after three runs that are thrown away."""
     spans = []
     for _ in range(3 + repeats):
         span = Span(device)
@@ -58,7 +58,7 @@ def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> f
 
 
 def compare(kernel: str, states: list[Tensor], layout: Layout, truth: Tensor) -> dict[str, float]:
-    """How far a kernel's score is off: largest and mean relative error, tokens kept otherwise."""
+    """The largest and mean relative error of a kernel's score, and tokens kept otherwise."""
     with scored_by(kernel):
         score = influence(*states, layout, None).double()
     error = (score - truth).abs() / truth

@@ -1,6 +1,7 @@
-"""Fit what temporal caches must know of a model: TeaCache's polynomial, MagCache's ratios."""
+"""Fit the parameters of temporal caches to a model: TeaCache's polynomial, MagCache's ratios."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from topi.bench.data import EditSample
 from topi.bench.editors.editor import Editor
 from topi.bench.results.cache_fit_file import CacheFit
-from topi.bench.runs.cell import progress
+from topi.bench.runs.resume import Row, collect
 from topi.errors import ToPiError
 from topi.methods.cache_probe import CacheProbe
 from topi.methods.teacache import rescale
@@ -31,8 +32,8 @@ def fit_polynomial(inputs: Sequence[float], outputs: Sequence[float]) -> dict[st
     """
     if len(set(inputs)) <= DEGREE:
         raise ToPiError(
-            f"A polynomial of degree {DEGREE} needs {DEGREE + 1} different points and there are "
-            f"{len(set(inputs))}; use more samples or steps."
+            f"A polynomial of degree {DEGREE} needs {DEGREE + 1} different points, but there are "
+            f"{len(set(inputs))}; use more samples or more steps."
         )
     coefficients = np.polyfit(np.asarray(inputs), np.asarray(outputs), DEGREE)
     return {"coefficients": [float(f"{c:.9g}") for c in coefficients], "ceiling": max(inputs)}
@@ -62,30 +63,43 @@ def fit_threshold(runs: Sequence[Sequence[float]]) -> float:
 
 
 def fit_cache(
-    editor: Editor, samples: Sequence[EditSample], seed: int, origin: dict[str, Any]
+    editor: Editor,
+    samples: Sequence[EditSample],
+    seed: int,
+    origin: dict[str, Any],
+    rows: Path | None = None,
 ) -> CacheFit:
     """Run the unmodified editor over `samples` and fit.
+
+    Args:
+        seed: of the noise of all samples.
+        origin: where the fit comes from.
+        rows: a file that keeps the finished samples, so that a killed run continues there.
+
+    Raises:
+        ToPiError: the samples have no references, or too few steps.
+    """
+    probe = CacheProbe()
+
+    def row_of(index: int, sample: EditSample) -> Row:
+        watch_output(editor, sample, seed, probe)
+        return {"inputs": probe.inputs, "outputs": probe.outputs, "ratios": probe.ratios}
+
+    return summarise(collect(samples, row_of, f"{editor.name}: cache fit", rows), origin)
+
+
+def summarise(rows: Sequence[Row], origin: dict[str, Any]) -> CacheFit:
+    """The fit to what the probe saw.
 
     Every step of a CFG branch but the first is a point of the polynomial; the ratios are means over
     samples and branches, that of the first step is 1.
 
     Args:
-        seed: of the noise of all samples.
-        origin: what to note of where it comes from.
-
-    Raises:
-        ToPiError: the samples have no references, or too few steps.
+        rows: of each sample, the `inputs`, `outputs` and `ratios` of a `CacheProbe`.
     """
-    probe, runs, outputs, ratios = CacheProbe(), [], [], []
-    with progress(f"{editor.name}: cache fit", len(samples), 0) as advance:
-        for index in range(len(samples)):
-            sample = samples[index]
-            watch_output(editor, sample, seed, probe)
-            for branch, changes in probe.inputs.items():
-                runs.append(changes)
-                outputs += probe.outputs[branch]
-                ratios.append([1.0, *probe.ratios[branch]])
-            advance(f"{sample.id}: {len(outputs)} points")
+    runs = [changes for row in rows for changes in row["inputs"].values()]
+    outputs = [y for row in rows for branch in row["inputs"] for y in row["outputs"][branch]]
+    ratios = [[1.0, *row["ratios"][branch]] for row in rows for branch in row["inputs"]]
     polynomial = fit_polynomial([change for run in runs for change in run], outputs)
     rescaled = [[rescale(change, **polynomial) for change in run] for run in runs]
     error = np.concatenate(rescaled) - np.array(outputs)
@@ -106,7 +120,7 @@ def fit_cache(
 
 
 def watch_output(editor: Editor, sample: EditSample, seed: int, probe: CacheProbe) -> None:
-    """One edit under the probe, which also gets to see what the transformer returns."""
+    """One edit under the probe, which also sees what the transformer returns."""
 
     def see(module: Any, args: tuple, output: Any) -> None:
         if probe.trace:
@@ -120,6 +134,6 @@ def watch_output(editor: Editor, sample: EditSample, seed: int, probe: CacheProb
             hook.remove()
     if not probe.inputs:
         raise ToPiError(
-            f"{editor.name} compared no two steps with references in sample {sample.id}; use "
+            f"Sample {sample.id} gave {editor.name} no two steps with references to compare; use "
             "samples with references and more than one step."
         )

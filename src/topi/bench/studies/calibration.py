@@ -1,6 +1,5 @@
-"""Offline calibration: which layers stand for a model's use of its references (section 4.1)."""
+"""Offline calibration: the layers with the highest attention to the references (section 4.1)."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from topi.bench.data import EditSample
 from topi.bench.editors.editor import Editor
 from topi.bench.results import files
 from topi.bench.results.calibration_file import Calibration, Curves, Stability, write_calibration
-from topi.bench.studies.observation import collect, observe, origin_of, stack
+from topi.bench.runs.resume import Row, collect
+from topi.bench.studies.observation import observe, origin_of, stack
 
 TOP = 3  # M of Eq. 5: both published sets have three layers
 SUBSETS = 100
-Row = Mapping[str, Any]
 
 
 def calibrate(
@@ -32,12 +31,12 @@ def calibrate(
     Args:
         seed: of the first sample's noise; each sample has its own, `seed` + its index.
         top: M of Eq. 5.
-        more: what else it is to say of where it comes from.
-        rows: a file that keeps the finished samples, so that a killed run goes on there.
+        more: more fields of the result's origin.
+        rows: a file that keeps the finished samples, so that a killed run continues there.
         subsets: bootstrap subsets that show how stable the choice is.
     """
 
-    def row_of(index: int, sample: EditSample) -> dict[str, Any]:
+    def row_of(index: int, sample: EditSample) -> Row:
         mass = stack(observe(editor, sample, seed + index).mass)
         return {
             "seed": seed + index,
@@ -108,7 +107,7 @@ def stability(
 
 
 def ship(calibration: Calibration, file: Path) -> None:
-    """Put a calibration beside the weights it is of, and the set of their own model in config.json.
+    """Write a calibration beside its weights, and the layers of their own model into config.json.
 
     `layers=representative` reads the first, the library (`ToPi()(pipe)`) the second.
 
@@ -118,7 +117,7 @@ def ship(calibration: Calibration, file: Path) -> None:
     write_calibration(file, calibration)
     if file.name == "calibration.json":
         config = file.with_name("config.json")
-        settings = json.loads(config.read_text())
+        settings = files.read_json(config)
         settings["representative_layers"] = list(calibration.layers)
         files.write_json(config, settings)
 
@@ -131,5 +130,5 @@ def _curves(rows: Sequence[Row], top: int) -> Curves:
 
 
 def _rounded(values: np.ndarray) -> tuple[float, ...]:
-    """Six digits after the point are far below what a bootstrap tells apart."""
+    """Six digits after the point; a bootstrap resolves far less."""
     return tuple(round(float(value), 6) for value in values)

@@ -1,28 +1,30 @@
-"""How well an editor edits: its images against the true edits of held-out samples."""
+"""Quality of an editor: its images against the true edits of held-out samples."""
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import track
 
 from topi.bench.data import EditSample
 from topi.bench.editors.editor import Editor
-from topi.bench.io.escape import rich_markup
-from topi.bench.results import files
+from topi.bench.runs import metrics
+from topi.bench.runs.resume import Row, collect_batches
+
+CAP = 10 * math.log10(255**2 / 1e-3)
+"""PSNR in dB of equal pictures. JSON has no infinity."""
 
 
 def psnr(image: np.ndarray, target: np.ndarray, where: np.ndarray | None = None) -> float:
     """PSNR in dB of uint8 images [H, W, 3], over the pixels `where` [H, W] if given."""
-    error = (image.astype(np.float64) - target) ** 2
-    error = error.mean() if where is None else error[where].mean()
-    return float(10 * np.log10(255**2 / max(error, 1e-3)))
+    pixels = (torch.from_numpy(np.array(a if where is None else a[where])) for a in (image, target))
+    return min(metrics.psnr(*pixels), CAP)
 
 
-def compare(sample: EditSample, edited: Image.Image) -> dict[str, object]:
-    """One row: the edited image, and the untouched reference, against the true edit.
+def compare(sample: EditSample, edited: Image.Image) -> Row:
+    """PSNR in dB of the edited image (`psnr`) and of the reference (`copy_psnr`) to the true edit.
 
     `*_changed` is over the pixels that the true edit changes, `*_unchanged` over the others; None
     where there are no such pixels.
@@ -30,7 +32,7 @@ def compare(sample: EditSample, edited: Image.Image) -> dict[str, object]:
     target, reference, image = (
         np.asarray(i.convert("RGB")) for i in (sample.target, sample.copy, edited)
     )
-    row: dict[str, object] = {"id": sample.id, "category": sample.category, "task": sample.task}
+    row: Row = {}
     regions = {"": None, "_changed": sample.changed, "_unchanged": ~sample.changed}
     for suffix, where in regions.items():
         empty = where is not None and not where.any()
@@ -40,9 +42,10 @@ def compare(sample: EditSample, edited: Image.Image) -> dict[str, object]:
 
 
 def edit_batch(editor: Editor, samples: Sequence[EditSample], seed: int) -> list[Image.Image]:
-    """The images that `editor.edit` would give one by one, in one pipeline call where it can be.
+    """The images that `editor.edit` gives one by one, in one pipeline call where possible.
 
-    That is on Kontext, with references of one size; the Qwen pipelines take one picture a call.
+    It is possible for Kontext with references of one size. The Qwen pipelines take one picture a
+    call.
     """
     sizes = {(sample.size, *(image.size for image in sample.references)) for sample in samples}
     if editor.config.kind != "kontext" or len(sizes) > 1:
@@ -58,27 +61,23 @@ def edit_batch(editor: Editor, samples: Sequence[EditSample], seed: int) -> list
 
 def held_out_rows(
     editor: Editor,
-    samples: Iterable[EditSample],
+    samples: Sequence[EditSample],
     seed: int = 0,
     batch: int = 8,
     made: Callable[[int, Image.Image], bool | None] = lambda index, image: None,
     path: Path | None = None,
-) -> list[dict[str, object]]:
+) -> list[Row]:
     """`compare` for every sample, edited `batch` at a time.
 
     Args:
-        made: (index of the sample, edited image) -> was the edit made that was asked for? None
-            where that cannot be told.
-        path: a file that keeps the finished rows, so that a killed run goes on there.
+        made: (index of the sample, edited image) -> True if the edit is the one that was asked for;
+            None where no check can decide.
+        path: a file that keeps the finished rows, so that a killed run continues there.
     """
-    samples = list(samples)
-    rows: list[dict[str, object]] = [] if path is None else files.resume_lines(path)
-    starts = range(len(rows), len(samples), batch)
-    for start in track(starts, rich_markup(f"{editor.name}: held-out edits")):
-        chunk = samples[start : start + batch]
-        images = edit_batch(editor, chunk, seed)
-        for index, (sample, image) in enumerate(zip(chunk, images, strict=True), start):
-            rows.append(compare(sample, image) | {"made": made(index, image)})
-            if path is not None:
-                files.append(path, rows[-1])
-    return rows
+
+    def rows_of(indices: Sequence[int], chosen: Sequence[EditSample]) -> Iterator[Row]:
+        images = edit_batch(editor, chosen, seed)
+        for index, sample, image in zip(indices, chosen, images, strict=True):
+            yield compare(sample, image) | {"made": made(index, image)}
+
+    return collect_batches(samples, rows_of, f"{editor.name}: held-out edits", path, batch)

@@ -1,17 +1,14 @@
-"""Watch the unmodified editor, one sample after the other; a kill loses no finished sample."""
+"""Watch the attention of the unmodified editor, and note where a result comes from."""
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from topi.bench.data import EditSample, ids_of
+from topi.bench.data import EditSample
 from topi.bench.editors.editor import Editor
-from topi.bench.results import files
 from topi.bench.results.provenance import provenance
-from topi.bench.runs.cell import progress
 from topi.errors import ToPiError
 from topi.methods.attention_probe import AttentionProbe, Key
 
@@ -30,15 +27,15 @@ def observe(editor: Editor, sample: EditSample, seed: int, maps: bool = False) -
 
 
 def origin_of(editor: Editor, seed: int) -> dict[str, Any]:
-    """Where a result comes from: weights, settings, code, versions, device; fit to be published."""
+    """Weights, settings, code, versions and device of a result. It can be published."""
     circumstances = provenance(editor.device_name, torch.get_num_threads())
-    told = ("git", "code", "versions", "device")  # not the job: it names the machine
+    public = ("git", "code", "versions", "device")  # not the job: it names the machine
     return {
         "model": editor.name,
         "weights": editor.fingerprint(),
         "steps": editor.steps,
         "seed": seed,
-        **{name: circumstances[name] for name in told if name in circumstances},
+        **{name: circumstances[name] for name in public if name in circumstances},
     }
 
 
@@ -56,37 +53,3 @@ def stack(records: Mapping[Key, Sequence[Any]]) -> np.ndarray:
         return array[0] if array.ndim else array  # the one image
 
     return np.array([[[value(s, b, k) for k in sorted(layers)] for s in steps] for b in branches])
-
-
-def collect(
-    data: Sequence[EditSample],
-    row_of: Callable[[int, EditSample], dict[str, Any]],
-    title: str,
-    path: Path | None = None,
-) -> list[dict[str, Any]]:
-    """One row per sample, in the order of the data; rows that `path` holds are not made again.
-
-    Args:
-        row_of: makes the row of a sample from its index in `data`.
-        title: of the progress bar.
-        path: JSON lines, appended as they come; None keeps them in memory only.
-    """
-    rows = [] if path is None else files.resume_lines(path)
-    done, ids = {row["sample"] for row in rows}, ids_of(data)
-    with progress(title, len(data), len(done)) as advance:
-        for index in range(len(data)):
-            if ids[index] in done:
-                continue
-            sample = data[index]
-            about = {
-                "sample": files.checked_name(sample.id),
-                "index": index,
-                "category": sample.category,
-                "task": sample.task,
-            }
-            row = about | row_of(index, sample)
-            if path is not None:
-                files.append(path, row)
-            rows.append(row)
-            advance(sample.id)
-    return sorted(rows, key=lambda row: row["index"])

@@ -1,4 +1,4 @@
-"""The attention probe: what references contribute, by layer, step and token (section 3.2)."""
+"""The attention probe: attention to the references by layer, step and token (section 3.2)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,8 @@ import torch
 from topi.bench.data import EditSample
 from topi.bench.editors.editor import Editor
 from topi.bench.results.probe_run import ProbeRun
-from topi.bench.studies.observation import collect, observe, origin_of, stack
+from topi.bench.runs.resume import Row, collect
+from topi.bench.studies.observation import observe, origin_of, stack
 from topi.methods.attention_probe import AttentionProbe
 from topi.methods.topi import select
 
@@ -22,9 +23,9 @@ def probe(
     manifest: Mapping[str, Any],
     seed: int = 0,
 ) -> None:
-    """Run the unmodified editor over `data` and keep what `topi.bench.results.probe_run` describes.
+    """Run the unmodified editor over `data` and store its attention in a `ProbeRun`.
 
-    Samples that `run` holds already are not run again.
+    Samples that `run` already holds are not run again.
 
     Args:
         manifest: with `layers`, the representative ones, `tau` of Eq. 10 and `count`, the samples.
@@ -32,7 +33,7 @@ def probe(
     """
     run.start(origin_of(editor, seed) | dict(manifest))
 
-    def row_of(index: int, sample: EditSample) -> dict[str, Any]:
+    def row_of(index: int, sample: EditSample) -> Row:
         seen = observe(editor, sample, seed, maps=True)
         arrays = token_arrays(seen, manifest["layers"], manifest["tau"])
         run.add(sample.id, arrays, editor.references(sample))

@@ -33,7 +33,7 @@ Code = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Schedule:
-    """One choice per step, and what it is worth.
+    """One choice per step, with its scores.
 
     Args:
         ratio: share of tokens that is pruned from attention.
@@ -91,7 +91,7 @@ class Space:
 
 
 class Judge:
-    """Scores schedules on samples; what it has scored before it reads from `rows`."""
+    """Scores schedules on samples. The file `rows` keeps the scores for a later process."""
 
     def __init__(
         self, editor: Editor, samples: Sequence[EditSample], seed: int, method: str, rows: Path
@@ -101,11 +101,11 @@ class Judge:
         self.space = Space.of(editor.steps, adapter_for(editor.pipe).facts.depth)
         self._counter = FlopCounter(editor.transformer)
         self._full: list[np.ndarray] = []
-        known = files.read_lines(rows)[0] if rows.is_file() else []
+        known = files.resume_lines(rows)
         self._known = {tuple(row["code"]): (row["psnr"], row["speedup"]) for row in known}
 
     def __call__(self, code: Code) -> Schedule:
-        """Run every sample with this schedule, unless that has been done."""
+        """The schedule with its scores; it runs on all samples unless `rows` has its scores."""
         ratio, depths = self.space.decode(code)
         if code not in self._known:
             self._known[code] = self._run(ratio, depths)
@@ -131,18 +131,18 @@ class Judge:
 def search(
     judge: Callable[[Code], Schedule], space: Space, population: int, generations: int, seed: int
 ) -> list[Schedule]:
-    """The schedules that no other one found beats in both quality and speed, slowest first.
+    """The Pareto front of quality and speed among the schedules that were tried, slowest first.
 
     Args:
-        judge: says what a schedule of the space is worth.
+        judge: scores a schedule of the space.
         population: schedules of a generation; the first one holds `Space.first_population`.
-        seed: of the search; equal ones search alike.
+        seed: of the search; the same seed gives the same search.
 
     Raises:
         ToPiError: too few of either number, or pymoo is not installed.
     """
     if population < 4 or generations < 1:
-        raise ToPiError("The search needs a population of at least 4 and at least 1 generation.")
+        raise ToPiError("The search needs --population 4 or more and --generations 1 or more.")
     try:
         from pymoo.algorithms.moo.nsga2 import NSGA2
         from pymoo.core.problem import ElementwiseProblem
@@ -151,15 +151,15 @@ def search(
         from pymoo.operators.repair.rounding import RoundingRepair
         from pymoo.optimize import minimize
     except ImportError as error:
-        raise ToPiError("The search needs pymoo: `pip install pymoo`.") from error
+        raise ToPiError("The search needs pymoo. Install it: pip install pymoo") from error
 
     class Problem(ElementwiseProblem):
         def __init__(self) -> None:
             super().__init__(n_var=2 * space.steps, n_obj=2, xl=0, xu=space.upper, vtype=int)
 
         def _evaluate(self, x: np.ndarray, out: dict, *args: object, **kwargs: object) -> None:
-            found = judge(tuple(map(int, x)))
-            out["F"] = [-found.psnr, 1 / found.speedup]
+            schedule = judge(tuple(map(int, x)))
+            out["F"] = [-schedule.psnr, 1 / schedule.speedup]
 
     algorithm = NSGA2(  # operators and their settings are those of the released search
         pop_size=population,
@@ -169,11 +169,11 @@ def search(
         eliminate_duplicates=True,
     )
 
-    def tell(algorithm: NSGA2) -> None:
+    def report(algorithm: NSGA2) -> None:
         fastest = 1 / min(algorithm.opt.get("F")[:, 1])
         size, number = len(algorithm.opt), algorithm.n_gen
         log.info("generation %d: a front of %d up to %.2fx", number, size, fastest)
 
-    found = minimize(Problem(), algorithm, ("n_gen", generations), seed=seed, callback=tell)
-    front = {judge(tuple(map(int, code))) for code in np.atleast_2d(found.X)}
+    result = minimize(Problem(), algorithm, ("n_gen", generations), seed=seed, callback=report)
+    front = {judge(tuple(map(int, code))) for code in np.atleast_2d(result.X)}
     return sorted(front, key=lambda schedule: schedule.speedup)

@@ -9,7 +9,6 @@ from topi.bench.config.compose import compose_study
 from topi.bench.config.schema import ConfigError, check_choice
 from topi.bench.results import files
 from topi.bench.studies.study import CALIBRATE_READS, Study
-from topi.errors import ToPiError
 
 if TYPE_CHECKING:
     from topi.bench.studies.schedule_search import Schedule
@@ -26,7 +25,7 @@ def search(
     generations: int = 20,
     out: Path | None = None,
 ) -> tuple[list["Schedule"], Path]:
-    """Search schedules; a killed search goes on where it was. Also returns where they are written.
+    """Search schedules. A killed search continues where it was. Also returns the JSON's path.
 
     Args:
         overrides: of the configuration; the default data are 4 samples of the calibration split.
@@ -41,26 +40,22 @@ def search(
     config = compose_study("search", overrides, CALIBRATE_READS, split="calibration", count=SAMPLES)
     study = Study(config)
     if study.editor.steps < 2:
-        raise ConfigError("A schedule needs at least two steps: raise model.steps.")
+        raise ConfigError("A schedule needs at least two steps; raise model.steps.")
 
     from topi.bench.studies.observation import origin_of
     from topi.bench.studies.schedule_search import Judge
     from topi.bench.studies.schedule_search import search as run
 
-    key = study.key(search=method)
-    folder = Path(config.store) / "search"
-    rows, out = folder / f"{key}.rows.jsonl", out or folder / f"{key}.json"
     samples = [study.data[i] for i in range(len(study.data))]
-    with files.lock(folder / f".{key}.lock") as ours:
-        if not ours:
-            raise ToPiError(f"Another process is searching {key}; leave it to that.")
-        judge = Judge(study.editor, samples, config.seed, method, rows)
+    with study.place("search", out, search=method) as place:
+        judge = Judge(study.editor, samples, config.seed, method, place.rows)
         front = run(judge, judge.space, population, generations, config.seed)
-        origin = origin_of(study.editor, config.seed) | study.origin(key)
+        origin = origin_of(study.editor, config.seed) | study.origin(place.key)
         about = {"method": method, "population": population, "generations": generations}
-        found = [asdict(each) | {"overrides": overrides_of(method, each)} for each in front]
-        files.write_json(out, {"schema": SCHEMA, **about, "front": found, "origin": origin})
-    return front, out
+        schedules = [asdict(each) | {"overrides": overrides_of(method, each)} for each in front]
+        content = {"schema": SCHEMA, **about, "front": schedules, "origin": origin}
+        files.write_json(place.out, content)
+    return front, place.out
 
 
 def overrides_of(method: str, schedule: "Schedule") -> list[str]:

@@ -1,7 +1,8 @@
 """From a configuration to a study of a model's attention: `topi calibrate` and `topi probe`."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from topi.bench.results import files
 from topi.bench.results.calibration_file import Calibration, write_calibration
 from topi.bench.results.keys import digest
 from topi.bench.results.probe_run import ProbeRun, probe_run
+from topi.bench.runs.resume import alone
 from topi.errors import ToPiError
 
 SAMPLES = 48  # 12 of each category, as in the paper (section 5.1)
@@ -19,8 +21,23 @@ CALIBRATE_READS = ("model", "data", "seed", "store")
 PROBE_READS = (*CALIBRATE_READS, "layers", "tau", "size")
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a study keeps its result.
+
+    Args:
+        key: the name of the result.
+        rows: the finished parts, which a killed run reads when it is started again.
+        out: the result itself.
+    """
+
+    key: str
+    rows: Path
+    out: Path
+
+
 class Study:
-    """A loaded model and its data, and what is to be told of both.
+    """A loaded model and its data.
 
     Raises:
         ConfigError: something in the configuration is impossible.
@@ -44,23 +61,23 @@ class Study:
         """The layers that the configuration chooses.
 
         Raises:
-            ToPiError: they are not known, or not of this model.
+            ToPiError: they are unknown, or this model does not have them.
         """
         layers = self._layers_of(self.config.layers, self.facts, self.editor)
         if layers is None:
             raise ToPiError(
-                f"No representative layers of {self.editor.name} are known: run `topi calibrate "
+                f"The representative layers of {self.editor.name} are unknown. Run `topi calibrate "
                 f"model={self.editor.name}` first and give its file with layers.file=PATH."
             )
         if max(layers) >= self.facts.depth:
             last = self.facts.depth - 1
-            raise ToPiError(f"Layers {layers} are not of this model, whose last is {last}.")
+            raise ToPiError(f"Layers {layers} do not all exist: the last of this model is {last}.")
         return tuple(sorted(layers))
 
     def key(self, **more: Any) -> str:
-        """The name of the result: the model and a hash over all that it depends on.
+        """The name of a result: the model and a hash of everything that the result depends on.
 
-        That includes code and versions, so that a resumed run never mixes them.
+        Code and versions are part of the hash, so a resumed run never mixes two of them.
         """
         from topi.bench.studies.observation import origin_of
 
@@ -74,7 +91,7 @@ class Study:
         return f"{self.editor.name}-{digest(content)}"
 
     def origin(self, key: str) -> dict[str, Any]:
-        """Where a result comes from; no path, so that it can be published."""
+        """Where a result comes from. It names no path, so it can be published."""
         data = {k: v for k, v in asdict(self.config.data).items() if k != "path"}
         return {
             "key": key,
@@ -85,18 +102,39 @@ class Study:
             "config": {"model": self.full["model"], "data": data},
         }
 
+    @contextmanager
+    def place(self, kind: str, out: Path | None = None, **more: Any) -> Iterator[Place]:
+        """Where the result goes. Only one process at a time can work there.
+
+        Args:
+            kind: of study; the folder in the store.
+            out: the JSON to write; by default `<store>/<kind>/<key>.json`.
+            more: what else the result depends on, see `key`.
+
+        Raises:
+            ToPiError: another process does the same.
+        """
+        key, folder = self.key(**more), Path(self.config.store) / kind
+        with alone(files.lock(folder / f".{key}.lock"), f"{kind} study {key}"):
+            yield Place(key, folder / f"{key}.rows.jsonl", out or folder / f"{key}.json")
+
+    def check_ship(self, ship: bool) -> None:
+        """Raise a ConfigError if a result is to be shipped and this model is no stand-in."""
+        if ship and self.editor.calibration_file is None:
+            raise ConfigError(f"--ship needs a stand-in; {self.editor.name} is not one.")
+
 
 def calibrate(
     overrides: Sequence[str], out: Path | None = None, top: int = 3, ship: bool = False
 ) -> tuple[Calibration, Path]:
-    """Calibrate a model; a killed run goes on at the next sample. Also returns where it is written.
+    """Calibrate a model. A killed run continues at the next sample. Also returns the JSON's path.
 
     Args:
         overrides: of the configuration; the default data are the 48 samples of the calibration
             split.
         out: the JSON to write; by default `<store>/calibration/<model>-<key>.json`.
         top: how many layers are representative (M of Eq. 5).
-        ship: also put it beside the weights of a stand-in, which use it by default then.
+        ship: also put it beside the weights of a stand-in, which then use it by default.
 
     Raises:
         ToPiError: the configuration is impossible, or another process does the same.
@@ -106,29 +144,23 @@ def calibrate(
     )
     study = Study(config)
     if not 1 <= top <= study.facts.depth:
-        raise ConfigError(f"--top {top} must be between 1 and {study.facts.depth}, all layers.")
-    if ship and study.editor.calibration_file is None:
-        raise ConfigError(f"--ship is for stand-ins; the weights of {study.editor.name} are not.")
+        raise ConfigError(f"--top {top} must be between 1 and {study.facts.depth} (all layers).")
+    study.check_ship(ship)
 
     from topi.bench.studies import calibration as evaluation
 
-    key = study.key()
-    folder = Path(config.store) / "calibration"
-    rows, out = folder / f"{key}.rows.jsonl", out or folder / f"{key}.json"
-    with files.lock(folder / f".{key}.lock") as ours:
-        if not ours:
-            raise ToPiError(f"Another process is calibrating {key}; leave it to that.")
+    with study.place("calibration", out) as place:
         calibration = evaluation.calibrate(
-            study.editor, study.data, config.seed, top, study.origin(key), rows
+            study.editor, study.data, config.seed, top, study.origin(place.key), place.rows
         )
-        write_calibration(out, calibration)
+        write_calibration(place.out, calibration)
         if ship:
             evaluation.ship(calibration, study.editor.calibration_file)
-    return calibration, out
+    return calibration, place.out
 
 
 def probe(overrides: Sequence[str]) -> ProbeRun:
-    """Probe a model's attention for Figs. 1-3 and 7; a killed run goes on at the next sample.
+    """Probe a model's attention for Figs. 1-3 and 7. A killed run continues at the next sample.
 
     Args:
         overrides: of the configuration; by default 48 samples of the evaluation split.
@@ -144,9 +176,7 @@ def probe(overrides: Sequence[str]) -> ProbeRun:
 
     layers, tau = study.layers(), DEFAULT_TAU if config.tau is None else config.tau
     run = probe_run(config.store, study.key(layers=layers, tau=tau))
-    with run.lock() as ours:
-        if not ours:
-            raise ToPiError(f"Another process is probing {run.key}; leave it to that.")
+    with alone(run.lock(), f"probe {run.key}"):
         about = {**study.origin(run.key), "count": len(study.data), "layers": layers, "tau": tau}
         probing.probe(study.editor, study.data, run, about, config.seed)
     return run
