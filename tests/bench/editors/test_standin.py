@@ -18,7 +18,9 @@ from topi.bench.editors.standin.latents import VideoVAE, unpack
 from topi.bench.editors.standin.qwen_standin import new_qwen_transformer, qwen_pipeline
 from topi.bench.editors.text import TEXT_DIM, TEXT_TOKENS, PromptCache
 from topi.bench.results.calibration_file import read_calibration
-from topi.bench.standins.model_card import TAUS, bars, recorded_edits, recording, rendered
+from topi.bench.standins.card_measures import TAUS
+from topi.bench.standins.card_pictures import recorded_edits, recording
+from topi.bench.standins.model_card import bars, rendered
 from topi.bench.studies.held_out import held_out_rows
 from topi.errors import ToPiError
 

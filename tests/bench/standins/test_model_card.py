@@ -15,7 +15,7 @@ from topi.bench.editors.standin import BlockTransformVAE
 from topi.bench.editors.standin.kontext_standin import kontext_pipeline, new_kontext_transformer
 from topi.bench.results import files
 from topi.bench.results.calibration_file import read_calibration
-from topi.bench.standins import model_card
+from topi.bench.standins import card_measures, card_pictures, model_card
 from topi.bench.studies.calibration import calibrate
 from topi.bench.studies.held_out import compare, edit_batch, psnr
 from topi.errors import ToPiError
@@ -37,7 +37,7 @@ def calibration(editor):
 
 @pytest.fixture(scope="module")
 def card(editor, calibration):
-    return model_card.measure(editor, calibration, held_out=8, samples=4)
+    return card_measures.measure(editor, calibration, held_out=8, samples=4)
 
 
 RUN = dict(training="from scratch", command="python", cost="1 minute")
@@ -89,14 +89,17 @@ def test_shown_are_the_best_typical_and_worst():
     rows = [
         {"category": CATEGORIES[k % 4], "psnr": 20.0 + k // 4, "copy_psnr": 20.0} for k in range(40)
     ]
-    assert model_card.shown(rows)[CATEGORIES[1]] == [37, 33, 21, 17, 5, 1]
+    assert card_measures.shown(rows)[CATEGORIES[1]] == [37, 33, 21, 17, 5, 1]
 
 
 def test_edits_are_counted_as_made_by_the_check(editor):
     evaluation = MiniEdit("evaluation", 64)
-    rows = [compare(evaluation[3], evaluation[3].target) | {"made": made} for made in (True, False)]
-    rows.append(compare(evaluation[0], evaluation[0].target) | {"made": None})
-    told = model_card.quality(rows)
+    rows = []
+    for index, made in ((3, True), (3, False), (0, None)):
+        sample = evaluation[index]
+        about = {"category": sample.category, "task": sample.task, "made": made}
+        rows.append(about | compare(sample, sample.target))
+    told = card_measures.quality(rows)
     assert told["made"] == 0.5
     assert {task: row["made"] for task, row in told["by_task"].items()} == {
         "camera_move/pan": None,
@@ -105,12 +108,12 @@ def test_edits_are_counted_as_made_by_the_check(editor):
 
 
 def test_measured_card_is_complete(card, editor):
-    assert set(card["pruning"]["half"]) == set(model_card.HALF)
+    assert set(card["pruning"]["half"]) == set(card_measures.HALF)
     influence = card["pruning"]["half"]["influence (Eq. 9)"]
     assert influence["minus_influence"] == 0
     for row in card["pruning"]["half"].values():
         assert all(ratio == pytest.approx(0.5) for ratio in row["keep_ratio"].values())
-    kept = [card["pruning"]["tau"][f"tau={t}"]["keep_ratio"] for t in model_card.TAUS]
+    kept = [card["pruning"]["tau"][f"tau={t}"]["keep_ratio"] for t in card_measures.TAUS]
     for category in CATEGORIES:
         ratios = [each[category] for each in kept]
         assert ratios == sorted(ratios) and ratios[-1] <= 1
@@ -127,7 +130,7 @@ def test_measured_card_is_complete(card, editor):
 
 def test_card_is_written_beside_the_weights(card, editor, tmp_path):
     (tmp_path / "recipe.json").write_text(json.dumps(RECIPE))
-    grid = model_card.picture_grid(editor, card["shown"])
+    grid = card_pictures.picture_grid(editor, card["shown"])
     model_card.write(card, grid, tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert "not the weights" in text and "{{" not in text and "{%" not in text
@@ -175,7 +178,7 @@ class Perfect:
 
 
 def test_other_shapes_are_told_apart():
-    told = model_card.other_shapes(Perfect(), 12)
+    told = card_measures.other_shapes(Perfect(), 12)
     assert told["samples"] == 12
     assert list(told["by_shape"]) == ["104x168", "152x104from112x80", "120from152"]
     for row in told["by_shape"].values():  # four samples each, one of every category
@@ -217,20 +220,20 @@ class Counting(Perfect):
 
 def test_a_killed_card_goes_on_at_the_next_sample(tmp_path):
     def shapes(editor):
-        return model_card.other_shapes(editor, 12, tmp_path / "rows")
+        return card_measures.other_shapes(editor, 12, tmp_path / "rows")
 
     with pytest.raises(KeyboardInterrupt):
         shapes(Counting(last=11))
     with (tmp_path / "rows").open("a") as file:
         file.write('{"id": "torn')  # as the kill left it
     second = Counting()
-    assert shapes(second) == model_card.other_shapes(Perfect(), 12)
+    assert shapes(second) == card_measures.other_shapes(Perfect(), 12)
     assert second.edits == 12 - 8  # batches of eight were finished
 
     with pytest.raises(KeyboardInterrupt):
-        model_card.two_references(Counting(last=17), 16, tmp_path)
+        card_measures.two_references(Counting(last=17), 16, tmp_path)
     third = Counting()
-    assert model_card.two_references(third, 16, tmp_path) == model_card.two_references(
+    assert card_measures.two_references(third, 16, tmp_path) == card_measures.two_references(
         Perfect(), 16
     )
     assert third.edits == 16  # of the second pass, with another image in place of the second
@@ -241,9 +244,9 @@ def test_pruning_goes_on_at_the_next_sample(editor, card, tmp_path, monkeypatch)
     rows = tmp_path / "pruning.rows.jsonl"
     with rows.open("w") as file:
         file.write('{"sample": "torn')
-    assert model_card.pruning(editor, samples, 1, rows) == card["pruning"]
-    monkeypatch.setattr(model_card, "make_method", None)  # all are there: no method is needed
-    assert model_card.pruning(editor, samples, 1, rows) == card["pruning"]
+    assert card_measures.pruning(editor, samples, 1, rows) == card["pruning"]
+    monkeypatch.setattr(card_measures, "make_method", None)  # all are there: no method is needed
+    assert card_measures.pruning(editor, samples, 1, rows) == card["pruning"]
 
 
 def test_one_process_measures_a_card(editor, calibration, tmp_path, monkeypatch):
@@ -304,7 +307,7 @@ def test_card_stands_beside_the_paper(card):
     assert [row["here"] for row in rows[:2]] == ["5.0 times", "1 of 3"]
     assert [row["alike"] for row in rows] == ["yes", "no", "", "yes", "yes"] + [
         "yes",
-        "not told apart",
+        "not significant",
         "",
     ]
     told["calibration"]["by_step"] = [0.2] * 4 + [0.4] * 4
@@ -319,7 +322,7 @@ def test_card_tells_how_it_was_trained(card):
 
 
 def test_what_a_second_image_is_worth():
-    told = model_card.two_references(Painter(), 8)
+    told = card_measures.two_references(Painter(), 8)
     assert (told["model"], told["samples"]) == ("painter", 8)
     assert list(told["by_task"]) == [
         "visual_reference/put",
@@ -342,11 +345,11 @@ def test_what_a_second_image_is_worth():
 
 
 def test_the_card_shows_two_references(card):
-    told = card | {"two_references": model_card.two_references(Painter(), 4)}
+    told = card | {"two_references": card_measures.two_references(Painter(), 4)}
     text = model_card.render(told, RECIPE)
     assert "| visual_reference/put |" in text and "two_references.png" in text
     assert "Two references" not in model_card.render(card, RECIPE)
-    assert model_card.two_reference_grid(Painter(), 2).size == (4 * (4 * 64 + 8), 2 * 72)
+    assert card_pictures.two_reference_grid(Painter(), 2).size == (4 * (4 * 64 + 8), 2 * 72)
 
 
 @pytest.mark.parametrize(

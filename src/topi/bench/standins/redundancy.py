@@ -17,7 +17,7 @@ from topi.bench.data import EditSample, MiniEdit
 from topi.bench.editors.editor import Editor, ModelConfig, load_editor
 from topi.bench.editors.standin import FAMILIES
 from topi.bench.results import files
-from topi.bench.standins.model_card import pruned_rows
+from topi.bench.standins.card_measures import pruned_rows
 from topi.bench.studies.calibration import calibrate
 from topi.bench.studies.held_out import held_out_rows
 
@@ -65,7 +65,7 @@ def measure(
         "by_step": list(layers.overall.by_step),
         "samples": [
             {
-                "id": true["id"],
+                "id": true["sample"],
                 "category": true["category"],
                 "truth": true["psnr"],
                 "keep": kept["keep_ratio"],
