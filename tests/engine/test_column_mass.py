@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import topi
 from topi import ToPi, ToPiKV
 from topi.bench.speed import scoring_speed
-from topi.engine import Call, attention
+from topi.engine import Call, ReusesKeys, WeighsText, attention
 from topi.engine.column_mass import attended, fits, flash_mass, log_sum_exp, split_sum
 from topi.methods.topi import smallest_set
 from topi.models import Layout, adapter_for
@@ -40,12 +40,12 @@ def given(dtype, batch=2, heads=3, width=24, seed=0):
     return [torch.randn(shape, generator=generator).mul(1.5).to(dtype) for _ in range(3)]
 
 
-class WeighsText(ToPi):
+class WeightedText(ToPi, WeighsText):
     def text_weight(self, call, layer):
         return 2.0
 
 
-class RefKVLike(ToPi):
+class RefKVLike(ToPi, ReusesKeys):
     """Attends to a second copy of the references, in the scored layers as well."""
 
     def stored(self, call, layer, key, value):
@@ -200,7 +200,7 @@ class TestOwnAttention:
         assert torch.equal(images, plain)
         assert counts == [[6, 0]] * 3 + [[6, 2]]  # the negative prompt is not padded
 
-    @pytest.mark.parametrize("method", [WeighsText, RefKVLike], ids=["mask", "store"])
+    @pytest.mark.parametrize("method", [WeightedText, RefKVLike], ids=["mask", "store"])
     def test_it_is_not_the_output_of_a_layer_that_attends_to_something_else(self, flux, method):
         pipe, call = flux
         method = method(tau=1.0, layers=(1, 3), **self.small)

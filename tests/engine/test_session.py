@@ -8,6 +8,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 
 from topi import Full, RandomTokens, TaylorSeer, ToPi
+from topi.engine import MergesTokens, WeighsText
 from topi.engine.hooks import tapped
 from topi.errors import ToPiError
 from topi.methods import Merge, Method
@@ -87,7 +88,7 @@ class AllRows(Merge):
 
 
 @dataclass
-class SameTokens(Method):
+class SameTokens(Method, MergesTokens):
     scope: str = "attention"
 
     def prepare(self, model):
@@ -200,7 +201,7 @@ class TestMerging:
         plain = pipe(**call(steps=1)).images
 
         @dataclass
-        class Weigh(Method):
+        class Weigh(Method, WeighsText):
             weight: float = 1.0
 
             def text_weight(self, call, layer):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from topi import FirstBlockCache, Full, MagCache, TaylorSeer, TeaCache, ToPi
+from topi.engine import SkipsLayers
 from topi.errors import ToPiError
 from topi.methods import Method
 from topi.models import adapter_for
@@ -32,7 +33,7 @@ def neutral():
 
 
 @dataclass
-class Recorder(Method):
+class Recorder(Method, SkipsLayers):
     """Note the last block's target states of each call."""
 
     decides_before = (0,)
@@ -43,7 +44,7 @@ class Recorder(Method):
 
 
 @dataclass
-class Player(Method):
+class Player(Method, SkipsLayers):
     """Skip from a layer on, with what a recorder has seen."""
 
     layer: int = 0
@@ -103,7 +104,7 @@ def test_normed_states_are_what_the_attention_gets(tiny, kind, options):
     blocks = adapter_for(pipe).blocks
     normed, received = [], []
 
-    class Look(Method):
+    class Look(Method, SkipsLayers):
         decides_before = range(len(blocks))
 
         def skip(self, call, layer, block):
@@ -209,4 +210,4 @@ def test_tokens_kept_only_where_layers_ran(flux):
 
 
 def test_full_is_no_cache(flux):
-    assert list(Full().decides_before) == []
+    assert Full().part(SkipsLayers) is None

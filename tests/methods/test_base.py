@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from topi import Full, RandomTokens, TaylorSeer, ToPi
+from topi.engine import MergesTokens, ReusesKeys, SkipsLayers, WatchesAttention
 from topi.errors import ToPiError
 from topi.methods import METHODS, Method, make_method
 from topi.methods.attention_probe import AttentionProbe
@@ -50,9 +51,9 @@ def test_a_method_that_overrides_nothing_is_not_asked(flux):
     class Silent(Method):
         pass
 
-    assert not Silent().observes
-    assert not Silent().merges
-    assert ToPi().observes
+    for capability in (WatchesAttention, MergesTokens, SkipsLayers, ReusesKeys):
+        assert Silent().part(capability) is None
+    assert ToPi().part(WatchesAttention)
 
 
 def test_full_records_every_call_as_full(qwen):

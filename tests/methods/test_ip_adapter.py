@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 
+from topi.engine import MergesTokens
 from topi.errors import ToPiError
 from topi.methods import METHODS, Merge, Method, make_method
 
@@ -63,7 +64,7 @@ class Reversed(Merge):
 
 
 @dataclass
-class Reverse(Method):
+class Reverse(Method, MergesTokens):
     def merge(self, call, layer, states):
         return Reversed(states.shape[1])
 

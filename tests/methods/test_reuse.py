@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from topi import FirstBlockCache, RefKV, TaylorSeer, TeaCache
+from topi.engine import ReusesKeys
 from topi.engine.flops import count_trace
 from topi.errors import ToPiError
 from topi.methods import make_method
@@ -140,6 +141,6 @@ class TestStacks:
     def test_what_else_changes_tokens_does_not_stack(self):
         with pytest.raises(ToPiError, match="RefKV and RandomTokens cannot be stacked"):
             RefKV() + make_method("random")
-        assert (RefKV() + TeaCache()).reuses
+        assert (RefKV() + TeaCache()).part(ReusesKeys)
         with pytest.raises(ToPiError, match=r"RegionE computes a part .* leave TeaCache out"):
             TeaCache() + make_method("regione")

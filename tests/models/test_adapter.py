@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from diffusers import Flux2KleinKVPipeline
 
 from topi import Full, ToPi
+from topi.engine import Plan
 from topi.errors import ToPiError
 from topi.methods import Method
 from topi.models import ADAPTERS, Layout, adapter_for
@@ -116,10 +117,8 @@ class TestContract:
         pipe, call = model
 
         class Third(Method):
-            front_layers = 2
-
-            def reduce(self, call):
-                return torch.arange(0, call.layout.n_reference, 3)
+            def plan(self, call, layer=0):
+                return Plan(torch.arange(0, call.layout.n_reference, 3), from_layer=2)
 
         kwargs = transformer_calls(pipe, call(steps=1))[0]
         layout = adapter_for(pipe).layout(kwargs)

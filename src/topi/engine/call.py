@@ -117,8 +117,10 @@ class Call:
             that runs; None in a loop of one's own with the method attached to the transformer.
         latents: [B, N, C] of target and references, as the transformer got them.
         timestep: in [0, 1], 1 is noise.
-        alone: the reference tokens are run on their own (see `Method.runs_alone`); what attends and
-            is attended to is then `[text | references]`.
+        alone: the reference tokens are run on their own (see `Plan.alone`); what attends and is
+            attended to is then `[text | references]`.
+        turn: the step as the method's schedule counts it, which differs from `step` if a cache
+            skips steps; None: `step`.
     """
 
     step: int
@@ -131,6 +133,12 @@ class Call:
     latents: Tensor | None = None
     timestep: float = 0.0
     alone: bool = False
+    turn: int | None = None
+
+    def __post_init__(self) -> None:
+        """A call without a turn of its own has that of its step."""
+        if self.turn is None:
+            object.__setattr__(self, "turn", self.step)
 
     @contextmanager
     def timed(self, stage: Stage) -> Iterator[None]:

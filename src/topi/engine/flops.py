@@ -10,7 +10,7 @@ bounds the measured speed-up of the transformer from above (up to differences in
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from topi.engine import BlockInput, Call, CallRecord, Merge, Session
+from topi.engine import (
+    FULL,
+    BlockInput,
+    Call,
+    CallRecord,
+    Merge,
+    MergesTokens,
+    Plan,
+    ReusesKeys,
+    Session,
+    SkipsLayers,
+)
+from topi.engine.interface import KeyValue
 from topi.models import Adapter, adapter_for
 
 
@@ -81,7 +93,7 @@ class Replay(Session):
     """A session that repeats the shapes of one recorded call; it reads no tensor."""
 
     def __init__(self, adapter: Adapter, record: CallRecord) -> None:
-        super().__init__(adapter, ShapesOf(record), trim_last=record.trimmed)
+        super().__init__(adapter, Recorded(record), trim_last=record.trimmed)
         self._record = record
 
     @contextmanager
@@ -90,6 +102,7 @@ class Replay(Session):
         record, device = self._record, kwargs["hidden_states"].device
         layout = record.layout
         self.call = Call(record.step, record.branch, layout, record.batch, device, record)
+        self.plan = Plan(alone=record.alone)
         if record.kept is not None:
             self.rows = torch.empty(record.n_image, dtype=torch.long, device=device)
         yield
@@ -147,18 +160,48 @@ def forwards_of(
             del block.forward
 
 
-class ShapesOf:
-    """Stands for the method of a recorded call, as far as a replay asks it."""
+class Recorded:
+    """Stands for the method of a recorded call, as far as a replay asks it.
 
-    observes = False
+    Attributes:
+        parts: one object for each capability that the call made use of.
+    """
+
+    name = "recorded"
+    plans_before: Collection[int] = ()
 
     def __init__(self, record: CallRecord) -> None:
-        self.merges = bool(record.merged)
-        self.decides_before = {0} if record.probed else set()
-        self.decides_before |= {record.skipped_from} if record.skipped else set()
-        self.reuses = bool(record.stored) or record.alone
-        self._merged, self._stored = dict(record.merged), dict(record.stored)
-        self._alone = record.alone
+        self.trace: list[CallRecord] = []
+        uses = {
+            RecordedSkip: record.probed or record.skipped,
+            RecordedMerges: bool(record.merged),
+            RecordedStore: bool(record.stored) or record.alone,
+        }
+        self.parts = [part(record) for part, used in uses.items() if used]
+
+    def numbered(self, call: Call) -> Call:
+        return call
+
+    def reset(self) -> None: ...
+
+    def begin(self, call: Call) -> None: ...
+
+    def plan(self, call: Call, layer: int = 0) -> Plan:
+        return FULL
+
+    def end(self, call: Call) -> None: ...
+
+
+class RecordedSkip(SkipsLayers):
+    """Skips from the layer from which the recorded call skipped."""
+
+    def __init__(self, record: CallRecord) -> None:
+        self._decides_before = {0} if record.probed else set()
+        self._decides_before |= {record.skipped_from} if record.skipped else set()
+
+    @property
+    def decides_before(self) -> Collection[int]:
+        return self._decides_before
 
     def skip(self, call: Call, layer: int, block: BlockInput) -> Tensor | None:
         if call.record.probed and layer == 0:
@@ -168,29 +211,31 @@ class ShapesOf:
 
     def remember(self, call: Call, states: Tensor) -> None: ...
 
-    def gather(self, call: Call, states: Tensor, rows: Tensor) -> Tensor:
-        return states[:, rows]
+
+class RecordedMerges(MergesTokens):
+    """Merges to as many tokens as the recorded call did."""
+
+    def __init__(self, record: CallRecord) -> None:
+        self._merged = dict(record.merged)
 
     def merge(self, call: Call, layer: int, states: Tensor) -> Merge | None:
-        if layer not in self._merged:
-            return None
-        return ShapeMerge(*self._merged[layer], states)
+        return ShapeMerge(*self._merged[layer], states) if layer in self._merged else None
 
-    def runs_alone(self, call: Call) -> bool:
-        return self._alone
 
-    def stored(
-        self, call: Call, layer: int, key: Tensor, value: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
+class RecordedStore(ReusesKeys):
+    """Has as many keys and values in store as the recorded call took."""
+
+    def __init__(self, record: CallRecord) -> None:
+        self._stored = dict(record.stored)
+
+    def watches(self, call: Call, layer: int) -> bool:
+        return False
+
+    def stored(self, call: Call, layer: int, key: Tensor, value: Tensor) -> KeyValue | None:
         if layer not in self._stored:
             return None
         n = self._stored[layer]
         return tuple(each.new_empty(len(each), n, *each.shape[2:]) for each in (key, value))
-
-    def complete(self, call: Call, output: Tensor) -> Tensor:
-        return output
-
-    def reset(self) -> None: ...
 
 
 class ShapeMerge(Merge):

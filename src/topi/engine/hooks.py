@@ -183,6 +183,7 @@ class BlockHook(ModelHook):
         session.ask_skip(kwargs)
         if session.predicted is not None:
             return adapter.joined(self.layer, kwargs["encoder_hidden_states"], session.predicted)
+        session.ask_plan()
         if session.rows is not None and self.layer >= session.call.record.front_layers:
             kwargs = self._gathered(kwargs)
         if session.trims(kwargs["hidden_states"]):
@@ -201,10 +202,7 @@ class BlockHook(ModelHook):
         """Gather states, rotary rows and whatever else comes per token."""
         session = self.session
         if self.layer == session.call.record.front_layers:
-            states = kwargs["hidden_states"]
-            with session.call.timed("gathering_seconds"):
-                states = session.method.gather(session.call, states, session.rows)
-            kwargs["hidden_states"] = states
+            kwargs["hidden_states"] = session.gathered(kwargs["hidden_states"])
         kwargs["image_rotary_emb"] = session.kept_rope(kwargs["image_rotary_emb"])
         return session.adapter.gather_extras(kwargs, session.rows)
 

@@ -32,14 +32,14 @@ def wanted(session: "Session") -> tuple[list[tuple[nn.Module, ModelHook]], list[
     """The modules to hook, each with its hook, and the attention processors to tap."""
     hooks: list[tuple[nn.Module, ModelHook]] = []
     processors: dict[int, Any] = {}
-    adapter, method = session.adapter, session.method
-    taps = method.observes or method.reuses or session.trim_last
+    adapter = session.adapter
+    taps = session.watcher is not None or session.trim_last
     for layer, block in enumerate(adapter.blocks):
         hooks.append((block, BlockHook(session, layer)))
         points = adapter.known_points(layer)
         if taps:
             processors[id(points.attention.processor)] = points.attention.processor
-        if method.merges:
+        if session.merger is not None:
             hooks.append((points.attention, MergeAttentionHook(session, points)))
             if points.mlp is not None:
                 hooks.append((points.mlp, MergeMLPHook(session, points)))

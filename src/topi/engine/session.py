@@ -13,17 +13,29 @@ from torch.nn.functional import pad
 
 from topi.engine.attention import OwnAttention, is_stock, known, weigh_text
 from topi.engine.call import BlockInput, Call, CallRecord, Merge
-from topi.engine.callbacks import Callbacks
 from topi.engine.caller import PipelineCall, current_pipeline_call
 from topi.engine.compiling import refuse_frozen_hooks
 from topi.engine.conflicts import refuse_other_holders, refuse_residuals, refuse_what_cannot_work
 from topi.engine.hooks import RootHook, hooked, lists_anew
 from topi.engine.inside import Inside
+from topi.engine.interface import (
+    CompletesOutput,
+    GathersStates,
+    MergesTokens,
+    Plan,
+    Planner,
+    ReusesKeys,
+    SkipsLayers,
+    WatchesAttention,
+    WeighsText,
+    capable,
+)
 from topi.engine.tracker import StepTracker, steps_left
 from topi.engine.transfer import send
 from topi.errors import ToPiError
 from topi.models.adapter import Adapter
 from topi.models.held import held
+from topi.models.rope import take_rows
 
 ATTACHED = "Another method is attached to this {}; leave its `with` block first."
 
@@ -36,6 +48,7 @@ class Session:
     Attributes:
         is_attached: false as well for whoever has kept a hooked `forward` and calls it afterwards.
         call: the call, or None outside of one and where there is no reference to work on.
+        plan: what the method wants of it.
         rows: [n], or [B, n] where each sample has its own: image-stream rows computed from
             `front_layers` on, or None for all.
         layer: the block that runs.
@@ -53,14 +66,22 @@ class Session:
     def __init__(
         self,
         adapter: Adapter,
-        method: Callbacks,
+        method: Planner,
         pipeline: Any = None,
         trim_last: bool = False,
     ) -> None:
         self.adapter = adapter
         self.method = method
         self.pipeline = pipeline
-        self.trim_last = trim_last and not method.merges
+        parts = method.parts
+        self.watcher = capable(parts, WatchesAttention)
+        self.weigher = capable(parts, WeighsText)
+        self.reuser = capable(parts, ReusesKeys)
+        self.merger = capable(parts, MergesTokens)
+        self.skipper = capable(parts, SkipsLayers)
+        self.gatherer = capable(parts, GathersStates)
+        self.completer = capable(parts, CompletesOutput)
+        self.trim_last = trim_last and self.merger is None
         self.tracker = StepTracker()
         self.is_attached = False
         self._taken = Lock()  # by the transformer call in progress
@@ -70,6 +91,7 @@ class Session:
 
     def _clear_call(self) -> None:
         self.call: Call | None = None
+        self.plan: Plan | None = None
         self.rows: Tensor | None = None
         self.layer = -1
         self.predicted: Tensor | None = None
@@ -203,9 +225,10 @@ class Session:
             states,
             timestep,
         )
+        call = self.method.numbered(call)
         try:
             self.method.begin(call)
-            self.rows = self._reduced(call)
+            self._follow_plan(call, self.method.plan(call))
             self.call = call
             yield
             self.method.end(call)
@@ -216,23 +239,41 @@ class Session:
         finally:
             self._clear_call()
 
-    def _reduced(self, call: Call) -> Tensor | None:
-        """The image-stream rows to compute from the front layers on, None for all; recorded."""
-        record, layout = call.record, call.layout
-        kept, reuses = self.method.reduce(call), self.method.reuses
-        if kept is None or (kept.shape[-1] == layout.n_reference and not reuses):
-            return None
+    def _follow_plan(self, call: Call, plan: Plan) -> None:
+        """Settle which image-stream rows are computed from `plan.from_layer` on; recorded."""
+        self.plan, record, layout = plan, call.record, call.layout
+        kept = plan.kept
+        if kept is None or (kept.shape[-1] == layout.n_reference and not plan.stored):
+            return
         self._keep(kept, layout.n_target, call.device)
-        record.kept, record.front_layers = self._kept_indices[0], self.method.front_layers
+        record.kept, record.front_layers = self._kept_indices[0], plan.from_layer
         record.kept_by_sample = self._kept_indices if kept.ndim == 2 else None
-        if not reuses:
-            return self._kept_rows
-        active, live = self.method.active(call), self.method.live_tokens(call)
-        rows = torch.arange(layout.n_target) if active is None else active.cpu()
-        if live is not None:
-            rows = torch.cat([rows, live.cpu() + layout.n_target])
+        if not plan.stored:
+            self.rows = self._kept_rows
+            return
+        rows = torch.arange(layout.n_target) if plan.target is None else plan.target.cpu()
+        if plan.live is not None:
+            rows = torch.cat([rows, plan.live.cpu() + layout.n_target])
         record.computed = len(rows)
-        return send(rows, call.device)
+        self.rows = send(rows, call.device)
+
+    def ask_plan(self) -> None:
+        """Before some layers, ask the method again what is kept from the running layer on.
+
+        Raises:
+            ToPiError: it wants to drop tokens where some were dropped before.
+        """
+        if self.layer not in self.method.plans_before or self.call.alone:
+            return
+        plan = self.method.plan(self.call, self.layer)
+        if plan.kept is self.plan.kept:
+            return
+        if self.rows is not None:
+            raise ToPiError(
+                f"{type(self.method).__name__} plans anew before layer {self.layer}, but tokens "
+                "were dropped before; a call drops tokens once."
+            )
+        self._follow_plan(self.call, replace(plan, from_layer=self.layer))
 
     def _keep(self, kept: Tensor, n_target: int, device: torch.device) -> None:
         """Turn a choice [K] or [B, K] into indices and rows, once for all steps that share it."""
@@ -248,7 +289,7 @@ class Session:
 
         Nothing comes out of it but what the method sees in `attend`.
         """
-        if self.call is None or not self.method.runs_alone(self.call):
+        if self.call is None or not self.plan.alone:
             return
         call, rows, record = self.call, self.rows, self.call.record
         layout = call.layout
@@ -273,10 +314,19 @@ class Session:
 
     def _with_all_rows(self, output: Tensor) -> Tensor:
         """[B, n, C] to [B, |G| + |C|, C]."""
-        output, layout = self.method.complete(self.call, output), self.call.layout
+        layout = self.call.layout
+        if self.completer is not None:
+            output = self.completer.complete(self.call, output)
         if output.shape[1] == layout.n_image:
             return output
         return pad(output[:, : layout.n_target], (0, 0, 0, layout.n_reference))
+
+    def gathered(self, states: Tensor) -> Tensor:
+        """States [B, N, D] of the image stream to those of the rows that are computed."""
+        with self.call.timed("gathering_seconds"):
+            if self.gatherer is None:
+                return take_rows(states, self.rows)
+            return self.gatherer.gather(self.call, states, self.rows)
 
     def kept_rope(self, rope: Any) -> Any:
         """The rotary rows of the kept tokens, gathered once from the `rope` all blocks share."""
@@ -290,13 +340,13 @@ class Session:
 
         What it predicts instead is then in `predicted`.
         """
-        if self.predicted is not None or self.call.alone:
+        if self.predicted is not None or self.call.alone or self.skipper is None:
             return
-        if self.layer not in self.method.decides_before:
+        if self.layer not in self.skipper.decides_before:
             return
         normed = partial(self.adapter.normed_states, self.layer, kwargs)
         block = BlockInput(kwargs["hidden_states"], normed)
-        self.predicted = self.method.skip(self.call, self.layer, block)
+        self.predicted = self.skipper.skip(self.call, self.layer, block)
         record = self.call.record
         if self.predicted is not None:
             record.skipped_from = self.layer
@@ -317,8 +367,8 @@ class Session:
                 "not supported. Restore diffusers' default processor."
             )
         last = self.layer == self.adapter.facts.depth - 1
-        if self.method.decides_before and last and not self.call.alone:
-            self.method.remember(self.call, states[:, : self.call.layout.n_target])
+        if self.skipper is not None and last and not self.call.alone:
+            self.skipper.remember(self.call, states[:, : self.call.layout.n_target])
 
     def ask_merge(self, states: Tensor) -> Merge | None:
         """Ask the method whether and how the running layer merges `states` [B, N, D].
@@ -326,7 +376,7 @@ class Session:
         Raises:
             ToPiError: the layer cannot be merged in the scope that the method wants.
         """
-        self.open_merge = merge = self.method.merge(self.call, self.layer, states)
+        self.open_merge = merge = self.merger.merge(self.call, self.layer, states)
         if merge is not None:
             facts = self.adapter.facts
             if merge.scope not in facts.scopes[self.layer]:
@@ -367,20 +417,21 @@ class Session:
         if self.beside is not None:
             key, value, mask = extended(key, value, mask, self.beside)
         weight, own = 1.0, None
-        if self.method.observes and self.method.watches(call, self.layer):
+        if self.watcher is not None and self.watcher.watches(call, self.layer):
             if mask is None and not call.alone and is_stock(query, key, value, options):
                 own = OwnAttention(query, key, value)
             with known(own):
-                self.method.attend(call, self.layer, query, key, value, mask)
-            weight = self.method.text_weight(call, self.layer)
+                self.watcher.attend(call, self.layer, query, key, value, mask)
+            if self.weigher is not None:
+                weight = self.weigher.text_weight(call, self.layer)
         if call.alone:  # text is no key to a reference token
             text = call.layout.n_text
             return key[:, text:], value[:, text:], None if mask is None else mask[..., text:], None
         if weight != 1:
             mask = weigh_text(query, key, mask, weight, call.layout.n_text)
         stored = None
-        if self.method.reuses:
-            stored = self.method.stored(call, self.layer, key, value)
+        if self.reuser is not None:
+            stored = self.reuser.stored(call, self.layer, key, value)
         if stored is None:
             return key, value, mask, None if own is None or mask is not None else own.output
         call.record.stored[self.layer] = stored[0].shape[1]
@@ -388,11 +439,10 @@ class Session:
 
     def looks_inside(self) -> bool:
         """Must the running block be run uncompiled, for a method to see or change what is in it?"""
-        method = self.method
-        watches = method.observes and method.watches(self.call, self.layer)
+        watches = self.watcher is not None and self.watcher.watches(self.call, self.layer)
         own_rows = self.rows is not None and self.rows.ndim == 2
-        self.awaited = watches or method.reuses or self.beside is not None
-        return own_rows or method.merges or self.awaited
+        self.awaited = watches or self.reuser is not None or self.beside is not None
+        return own_rows or self.merger is not None or self.awaited
 
     def trims(self, states: Tensor) -> bool:
         """Does the running layer compute its targets only, its image-stream input [B, N, D] given?

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from topi.engine import WatchesAttention
 from topi.engine.attention import context_sensitivity, reference_attention
 from topi.methods.base import Call, Method
 from topi.methods.parameters import check_layers
@@ -14,7 +15,7 @@ Key = tuple[int, str, int]
 
 
 @dataclass
-class AttentionProbe(Method):
+class AttentionProbe(Method, WatchesAttention):
     """Record the context sensitivity S of layers, call by call (Eq. 4, section 4.1).
 
     It gathers over all pipeline calls made inside one `with` block, and starts anew in the next. No

@@ -3,19 +3,17 @@
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
-from torch import Tensor
-
-from topi.engine import BlockInput, Call, CallRecord, Merge, Session
+from topi.engine import FULL, BlockInput, Call, CallRecord, Merge, Plan, Session, capable
 from topi.methods.parameters import check_layers, check_one_of, check_share, check_whole, plain
 from topi.models import ModelFacts, adapter_for
 from topi.models.held import held
-from topi.models.rope import take_rows
 
-__all__ = ["BlockInput", "Call", "CallRecord", "Merge", "Method"]
+__all__ = ["BlockInput", "Call", "CallRecord", "Merge", "Method", "Plan"]
 __all__ += ["check_layers", "check_one_of", "check_share", "check_whole"]
 
+C = TypeVar("C")
 IN_USE = "This {} object is in use; leave its `with` block first or make another one."
 
 
@@ -24,17 +22,17 @@ class Method:
     """A way to run a pipeline with less work: `with method(pipe): pipe(...)`.
 
     Two methods stack, as `ToPi() + TeaCache()`, if one of them is a temporal cache. Subclasses are
-    dataclasses and override the callbacks they need; a callback that is not overridden costs
-    nothing. They know nothing of the model but `ModelFacts`.
+    dataclasses. They override `prepare`, `reset`, `begin`, `plan` and `end` as they need, and
+    inherit from the capabilities of `topi.engine.interface` for what goes beyond a plan: to merge
+    tokens, skip layers, watch attention or reuse keys and values. They know nothing of the model
+    but `ModelFacts`.
 
     Attributes:
         trace: one record per transformer call of the latest pipeline call.
         variants: the names under which the method is found -> the parameters each name fixes.
-        front_layers: the first layers, which always see all reference tokens (section 4.3).
     """
 
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    front_layers: ClassVar[int] = 0
     trace: list[CallRecord] = field(default_factory=list, init=False, repr=False, compare=False)
     _seed: int = field(default=0, init=False, repr=False, compare=False)
 
@@ -113,30 +111,18 @@ class Method:
         """The parameters this object was built with."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.init}
 
-    @property
-    def observes(self) -> bool:
-        """Does it want to see attention, or to weigh it?"""
-        cls = type(self)
-        return cls.attend is not Method.attend or cls.text_weight is not Method.text_weight
+    def part(self, capability: type[C]) -> C | None:
+        """The part that has a capability, such as `MergesTokens`; None if none has it."""
+        return capable(self.parts, capability)
 
     @property
-    def merges(self) -> bool:
-        """Can it merge tokens?"""
-        return type(self).merge is not Method.merge
+    def drops_from(self) -> int | None:
+        """The first layer that may run without some reference tokens; None: all run with all."""
+        return None
 
     @property
-    def reuses(self) -> bool:
-        """Does it keep keys and values for later steps?"""
-        return type(self).stored is not Method.stored
-
-    @property
-    def freezes(self) -> bool:
-        """Can it leave target tokens out?"""
-        return type(self).active is not Method.active
-
-    @property
-    def decides_before(self) -> Collection[int]:
-        """The layers before which it decides whether they and all later ones need to run."""
+    def plans_before(self) -> Collection[int]:
+        """Layers before which `plan` is asked again inside a call."""
         return ()
 
     def around(self, model: Any) -> AbstractContextManager[Any]:
@@ -152,71 +138,17 @@ class Method:
     def begin(self, call: Call) -> None:
         """Before each transformer call that has references."""
 
-    def reduce(self, call: Call) -> Tensor | None:
-        """Reference tokens to keep after the front layers: ascending indices, None for all.
+    def numbered(self, call: Call) -> Call:
+        """The call with its `turn`; a stack with a cache counts computed steps."""
+        return call
 
-        [K], or [B, K] if each sample of the batch keeps its own.
-        A method that `reuses` has those in store: where it returns indices, no reference token but
-        the `live_tokens` is computed.
+    def plan(self, call: Call, layer: int = 0) -> Plan:
+        """What the call keeps, computes and takes from a store; before a later layer: from there.
+
+        Args:
+            layer: 0 at the beginning of a call, or one of `plans_before`.
         """
-
-    def active(self, call: Call) -> Tensor | None:
-        """Target tokens to compute where references are in store: ascending indices, None for all.
-
-        `complete` has to make up for the others.
-        """
-
-    def live_tokens(self, call: Call) -> Tensor | None:
-        """Reference tokens to compute although others come from a store: ascending, None for none.
-
-        They stand at the end of a layer's sequence; `stored` must leave them out.
-        """
-
-    def runs_alone(self, call: Call) -> bool:
-        """Are the reference tokens first run on their own?
-
-        They then run at timestep 0 and attend to each other only, and `attend` sees them in a call
-        that says `alone`.
-        """
-        return False
-
-    def skip(self, call: Call, layer: int, block: BlockInput) -> Tensor | None:
-        """The target states [B, G, D] after the last block, if `layer` and on need not run."""
-
-    def remember(self, call: Call, states: Tensor) -> None:
-        """The target states [B, G, D] after the last block of a call that skipped nothing.
-
-        Like `skip`, only called if there are layers in `decides_before`.
-        """
-
-    def gather(self, call: Call, states: Tensor, rows: Tensor) -> Tensor:
-        """States [B, N, D] of the image stream to those of its kept rows [n] or [B, n]."""
-        return take_rows(states, rows)
-
-    def merge(self, call: Call, layer: int, states: Tensor) -> Merge | None:
-        """How `layer` merges its image tokens, given their normed states [B, N, D]; None: not."""
-
-    def attend(
-        self, call: Call, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
-    ) -> None:
-        """Look at query, key, value [B, S, H, D] after norm and RoPE, and at the mask, if any."""
-
-    def text_weight(self, call: Call, layer: int) -> float:
-        """How many times its own weight each text key has in `layer`'s attention; asked last."""
-        return 1.0
-
-    def stored(
-        self, call: Call, layer: int, key: Tensor, value: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
-        """Keys and values [B, n, H, D] that `layer` attends to beside its own [B, S, H, D]."""
-
-    def complete(self, call: Call, output: Tensor) -> Tensor:
-        """The transformer's output [B, n, C] with a row for every target token."""
-        return output
-
-    def watches(self, call: Call, layer: int) -> bool:
-        """Is `attend` to be called for this layer? What is not watched can run compiled."""
-        return True
+        return FULL
 
     def end(self, call: Call) -> None:
         """After each transformer call that did not fail."""

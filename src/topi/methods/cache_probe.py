@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from topi.engine import SkipsLayers
 from topi.methods.base import BlockInput, Call, Method
 from topi.methods.magcache import magnitude_ratio
 from topi.methods.temporal import relative_change
 
 
 @dataclass
-class CacheProbe(Method):
+class CacheProbe(Method, SkipsLayers):
     """Record what TeaCache and MagCache go by, of one pipeline call; no step is skipped.
 
     No method to compare, so it has no `variants`. The model's output is not the engine's to see:

@@ -38,7 +38,7 @@ class Checkerboard(ReferencePruner):
     def kept(self, call: Call) -> Tensor:
         """The squares whose turn it is, on every reference's own grid."""
         with call.timed("selection_seconds"):
-            turns = {"never": 0, "anchor": self.anchor_number(call.step), "step": call.step}[
+            turns = {"never": 0, "anchor": self.anchor_number(call.turn), "step": call.turn}[
                 self.flip
             ]
             boards = [checkerboard(grid, turns % 2) for grid in call.layout.reference_grids]

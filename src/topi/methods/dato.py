@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import LongTensor, Tensor
 
+from topi.engine import CompletesOutput, MergesTokens, SkipsLayers
 from topi.errors import ToPiError
 from topi.methods.base import BlockInput, Call, Merge, Method
 from topi.methods.parameters import check_each, check_number, check_share, check_whole, check_window
@@ -97,7 +98,7 @@ class Features:
 
 
 @dataclass
-class DaTo(Method):
+class DaTo(Method, MergesTokens, SkipsLayers, CompletesOutput):
     """Dynamics-aware token pruning with feature caching.
 
     The score is the paper's, +D. The released code flips its sign at random, and by default draws
@@ -191,7 +192,7 @@ class DaTo(Method):
         """
         for name in ("ratio", "depths"):
             given = getattr(self, name)
-            wanted = call.n_steps or call.step + 1
+            wanted = call.n_steps or call.turn + 1
             if isinstance(given, tuple) and (
                 len(given) < wanted or (call.n_steps and len(given) > wanted)
             ):
@@ -215,7 +216,7 @@ class DaTo(Method):
         """At a cached step, what the layers from here on added before."""
         features = self._of(call)
         features.start[layer] = block.states[:, : call.layout.n_target]
-        if layer == self.layers_at(call.step) and layer in features.residual:
+        if layer == self.layers_at(call.turn) and layer in features.residual:
             return features.start[layer] + features.residual[layer]
         return None
 
@@ -241,7 +242,7 @@ class DaTo(Method):
         start, grids = call.layout.region(self.reference_only)
         body = states[:, start:]
         patches, n = windows(grids, self.patch, states.device), body.shape[1]
-        ratio = self.ratio[call.step] if isinstance(self.ratio, tuple) else self.ratio
+        ratio = self.ratio[call.turn] if isinstance(self.ratio, tuple) else self.ratio
         r = min(int(n * ratio), n - len(patches))
         if r <= 0 or not len(patches):
             return None
@@ -252,14 +253,14 @@ class DaTo(Method):
         """The bases of the call's step [w]."""
         branch = "" if self.align_cfg else call.branch
         step, bases = self._bases.get(branch, (None, None))
-        if step != call.step:
+        if step != call.turn:
             bases = highest_in_window(patches, self._score(call, n, patches.device))
-            self._bases[branch] = (call.step, bases)
+            self._bases[branch] = (call.turn, bases)
         return bases
 
     def _score(self, call: Call, n: int, device: torch.device) -> Tensor:
         """D of the n last image tokens, with noise if asked for."""
-        generator = torch.Generator().manual_seed(self.seed * 10_007 + call.step)
+        generator = torch.Generator().manual_seed(self.seed * 10_007 + call.turn)
         if self.random_bases:
             return torch.rand(n, generator=generator).to(device)
         known = self._of(call).dynamics

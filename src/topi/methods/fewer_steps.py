@@ -94,5 +94,5 @@ class FewerSteps(Method):
     def begin(self, call: Call) -> None:
         """Of the full run's steps, as many as lie between this step and the next."""
         full, count = self._steps
-        bounds = ((call.step + ahead) * full // count for ahead in (1, 0))
+        bounds = ((call.turn + ahead) * full // count for ahead in (1, 0))
         call.record.stands_for = next(bounds) - next(bounds)

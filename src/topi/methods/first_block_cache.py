@@ -90,12 +90,12 @@ class FirstBlockCache(TemporalCache):
         Raises:
             ToPiError: the method drops tokens before these blocks have run.
         """
-        drops = type(method).reduce is not Method.reduce
-        if drops and self.rows == "image" and method.front_layers < self.first_blocks:
+        first = method.drops_from
+        if first is not None and self.rows == "image" and first < self.first_blocks:
             raise ToPiError(
                 f"{type(self).__name__} compares all image tokens after first_blocks="
                 f"{self.first_blocks}, of which {type(method).__name__} drops some from layer "
-                f"{method.front_layers} on; use rows=target (cache.rows=target) or fewer first "
+                f"{first} on; use rows=target (cache.rows=target) or fewer first "
                 "blocks."
             )
 

@@ -6,6 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from topi.engine import FULL, Plan, ReusesKeys
 from topi.methods.base import Call
 from topi.methods.parameters import check_at_least_zero
 from topi.methods.schedule import AnchorSchedule
@@ -70,7 +71,7 @@ class Drift:
         if call.record.anchor:
             self.anchored[call.branch, layer] = targets.clone()
         elif relative_change(targets, self.anchored[call.branch, layer]) > most:
-            self.due.add(call.step + 1)
+            self.due.add(call.turn + 1)
 
 
 def check_drift(drift: float | None) -> None:
@@ -80,7 +81,7 @@ def check_drift(drift: float | None) -> None:
 
 
 @dataclass
-class KVReuse(AnchorSchedule):
+class KVReuse(AnchorSchedule, ReusesKeys):
     """Compute reference tokens at anchor steps only; between them the target attends to a store.
 
     A branch with nothing in store has its anchor when it comes. See `KVStore` for the memory.
@@ -100,7 +101,7 @@ class KVReuse(AnchorSchedule):
 
     def anchors(self, call: Call) -> bool:
         """By the schedule, or as there is nothing in store."""
-        late = call.step >= self.first_anchor and call.branch not in self._store.pairs
+        late = call.turn >= self.first_anchor and call.branch not in self._store.pairs
         return super().anchors(call) or late
 
     def begin(self, call: Call) -> None:
@@ -108,9 +109,25 @@ class KVReuse(AnchorSchedule):
         super().begin(call)
         call.record.store_bytes = self.store_bytes
 
-    def reduce(self, call: Call) -> Tensor | None:
-        """What of the store the target sees, None where all reference tokens are computed."""
-        return None if self.runs_in_full(call) else self.seen(call)
+    def plan(self, call: Call, layer: int = 0) -> Plan:
+        """What of the store the target sees, unless all reference tokens are computed."""
+        return FULL if self.runs_in_full(call) else self.from_store(call)
+
+    def from_store(self, call: Call) -> Plan:
+        """The plan of a call that takes reference tokens from the store."""
+        return Plan(
+            self.seen(call),
+            self.front_layers,
+            stored=True,
+            live=self.live_tokens(call),
+            target=self.active(call),
+        )
+
+    def active(self, call: Call) -> Tensor | None:
+        """Target tokens to compute: ascending indices; None: all."""
+
+    def live_tokens(self, call: Call) -> Tensor | None:
+        """Reference tokens to compute beside those in store: ascending indices; None: none."""
 
     def seen(self, call: Call) -> Tensor:
         """Reference tokens in store that the target attends to: ascending indices."""

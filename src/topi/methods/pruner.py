@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from topi.engine import FULL, GathersStates, Plan
 from topi.methods.base import Call
 from topi.methods.parameters import check_one_of, check_whole
 from topi.methods.schedule import AnchorSchedule
@@ -74,7 +75,7 @@ def merge_into_nearest(states: Tensor, kept: Tensor) -> Tensor:
 
 
 @dataclass
-class ReferencePruner(AnchorSchedule):
+class ReferencePruner(AnchorSchedule, GathersStates):
     """Algorithm 1 without the choice of tokens: when all are kept, when not, from which layer on.
 
     Tokens are dropped once, before layer `front_layers`.
@@ -98,9 +99,9 @@ class ReferencePruner(AnchorSchedule):
         check_whole("round_to", self.round_to, least=1)
         check_one_of("dropped", self.dropped, DROPPED)
 
-    def reduce(self, call: Call) -> Tensor | None:
+    def plan(self, call: Call, layer: int = 0) -> Plan:
         """Eq. 11: all tokens up to the first anchor and on anchors, else the anchor's choice."""
-        return None if self.runs_in_full(call) else self.kept(call)
+        return FULL if self.runs_in_full(call) else Plan(self.kept(call), self.front_layers)
 
     def gather(self, call: Call, states: Tensor, rows: Tensor) -> Tensor:
         """Eq. 11, with what is dropped merged into the rest where that is asked for."""
@@ -115,4 +116,4 @@ class ReferencePruner(AnchorSchedule):
 
     @abstractmethod
     def kept(self, call: Call) -> Tensor | None:
-        """The reference tokens to keep on a pruned step, see `reduce`; None for all."""
+        """The reference tokens to keep on a pruned step: [K] or [B, K]; None for all."""

@@ -45,7 +45,7 @@ class RandomTokens(ReferencePruner):
     def kept(self, call: Call) -> Tensor:
         """The draw whose turn it is."""
         with call.timed("selection_seconds"):
-            turn = call.step if self.redraw == "step" else self.anchor_number(call.step)
+            turn = call.turn if self.redraw == "step" else self.anchor_number(call.turn)
             draw = 0 if self.fixed else turn
             entropy = np.random.SeedSequence((self.seed, self._seed, draw))
             generator = torch.Generator().manual_seed(int(entropy.generate_state(1)[0]))

@@ -4,11 +4,12 @@ As FLUX.2-klein-KV does it in diffusers, for models that were not trained for it
 keys behind norm and RoPE, and values, of every layer; a cached step computes text and target only.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from torch import Tensor
 
+from topi.engine import Plan
 from topi.errors import ToPiError
 from topi.methods.base import Call
 from topi.methods.kv_store import Drift, KVReuse, check_drift
@@ -73,17 +74,15 @@ class RefKV(KVReuse):
     ) -> None:
         """Also see how far the target's keys have drifted."""
         super().attend(call, layer, query, key, value, mask)
-        watched = layer in self._watched and call.step >= self.first_anchor
+        watched = layer in self._watched and call.turn >= self.first_anchor
         if self.drift is not None and watched:
             self._drift.see(call, layer, key, self.drift)
 
-    def runs_alone(self, call: Call) -> bool:
-        """Klein's extraction."""
-        return self.causal and call.record.anchor
-
-    def reduce(self, call: Call) -> Tensor | None:
-        """The target never computes with a causal reference token."""
-        return self.seen(call) if self.causal else super().reduce(call)
+    def plan(self, call: Call, layer: int = 0) -> Plan:
+        """A causal reference token never runs with the target, but alone at an anchor."""
+        if not self.causal:
+            return super().plan(call, layer)
+        return replace(self.from_store(call), alone=call.record.anchor)
 
     def fills_store(self, call: Call) -> bool:
         """The anchor, or the references alone."""

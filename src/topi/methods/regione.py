@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from topi.engine import FreezesTargets
 from topi.errors import ToPiError
 from topi.methods.base import Call
 from topi.methods.kv_store import KVReuse, Pair, take
@@ -58,7 +59,7 @@ THRESHOLDS = {"QwenImageTransformer2DModel": 0.8}
 
 
 @dataclass
-class RegionE(KVReuse):
+class RegionE(KVReuse, FreezesTargets):
     """Compute the edited target tokens only; the others go on as the last anchor sent them.
 
     Up to the first anchor all is computed. An anchor stores the keys and values of all image
@@ -146,13 +147,13 @@ class RegionE(KVReuse):
     def anchors(self, call: Call) -> bool:
         """By the schedule, but where it freezes tokens not just before the last steps."""
         freezes = self._active is not None and call.branch in self._store.pairs
-        if freezes and self.last_full and call.step + 1 >= call.n_steps - self.last_full:
+        if freezes and self.last_full and call.turn + 1 >= call.n_steps - self.last_full:
             return False
         return super().anchors(call)
 
     def runs_in_full(self, call: Call) -> bool:
         """Also the last steps."""
-        last = call.n_steps is not None and call.step >= call.n_steps - self.last_full
+        last = call.n_steps is not None and call.turn >= call.n_steps - self.last_full
         return last or super().runs_in_full(call)
 
     def active(self, call: Call) -> Tensor | None:

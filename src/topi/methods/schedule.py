@@ -45,6 +45,11 @@ class AnchorSchedule(Method):
                 f"{model.name} to save on; front_layers={proportional} is the paper's proportion."
             )
 
+    @property
+    def drops_from(self) -> int:
+        """Behind the front layers."""
+        return self.front_layers
+
     def anchor_number(self, step: int) -> int:
         """How many anchors came before the interval of `step`; negative before the first anchor."""
         if self.update_every == 0:
@@ -60,7 +65,7 @@ class AnchorSchedule(Method):
 
     def anchors(self, call: Call) -> bool:
         """Is the call one of an anchor?"""
-        return self.is_anchor(call.step)
+        return self.is_anchor(call.turn)
 
     def begin(self, call: Call) -> None:
         """Say in the record whether this is an anchor."""
@@ -68,4 +73,4 @@ class AnchorSchedule(Method):
 
     def runs_in_full(self, call: Call) -> bool:
         """Is everything computed: up to the first anchor, and on anchors?"""
-        return call.step < self.first_anchor or call.record.anchor
+        return call.turn < self.first_anchor or call.record.anchor

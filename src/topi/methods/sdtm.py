@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import LongTensor, Tensor
 
+from topi.engine import MergesTokens, WeighsText
 from topi.engine.attention import image_attention
 from topi.errors import ToPiError
 from topi.methods.base import Call, Merge, Method
@@ -216,7 +217,7 @@ class Past:
 
 
 @dataclass
-class SDTM(Method):
+class SDTM(Method, MergesTokens, WeighsText):
     """Structure-then-detail token merging, with the defaults of the released command line.
 
     Two things the paper leaves to its attention maps are read as follows. A token's attentiveness
@@ -285,9 +286,8 @@ class SDTM(Method):
         check_positive("a_p", self.a_p)
         check_whole("seed", self.seed, least=0)
 
-    @property
-    def observes(self) -> bool:
-        """Only for the attended tokens or the prompt weight."""
+    def watches(self, call: Call, layer: int) -> bool:
+        """True if attention finds the attended tokens or the prompt is weighed."""
         return self.attended == "attention" or self.a_p != 1
 
     def prepare(self, model: ModelFacts) -> None:
@@ -323,18 +323,18 @@ class SDTM(Method):
         start, grids = call.layout.region(self.reference_only)
         stored = self._of(call).stored.setdefault(layer, {})
         self._weigh = False
-        if self.protected(call.step):
+        if self.protected(call.turn):
             stored.clear()
             if self.merge_weight == 1 or self.protect_every == 1:
                 return None
-            scope = self._scope(call, call.step + 1, layer)
+            scope = self._scope(call, call.turn + 1, layer)
             return Watched(stored, scope, start) if scope in self._scopes[layer] else None
 
-        rho = merge_share(call.step, call.n_steps, self.ratio, self.deviation)
-        body, scope = states[:, start:], self._scope(call, call.step, layer)
+        rho = merge_share(call.turn, call.n_steps, self.ratio, self.deviation)
+        body, scope = states[:, start:], self._scope(call, call.turn, layer)
         if scope not in self._scopes[layer]:  # its MLP and its attention are one
             return None
-        if self.in_structure_stage(call.step, call.n_steps):
+        if self.in_structure_stage(call.turn, call.n_steps):
             found = self._structure(call, layer, body, grids, rho)
         else:
             found = self._detail(call, body, grids, rho)
@@ -359,7 +359,7 @@ class SDTM(Method):
         self._count_merge(call, merged)
         pick = torch.zeros(w, dtype=torch.long)
         if self.use_rand:
-            seed = (self.seed * 10_007 + call.step) * 10_007 + layer  # the same in each CFG branch
+            seed = (self.seed * 10_007 + call.turn) * 10_007 + layer  # the same in each CFG branch
             generator = torch.Generator().manual_seed(seed)
             pick = torch.randint(math.prod(self.window), (w,), generator=generator)
         return *collapse(chosen, n, pick.to(body.device)), merged
@@ -412,8 +412,8 @@ class SDTM(Method):
         """In the detail stage, note what attention each token receives."""
         if (
             self.attended == "attention"
-            and not self.in_structure_stage(call.step, call.n_steps)
-            and not self.protected(call.step)
+            and not self.in_structure_stage(call.turn, call.n_steps)
+            and not self.protected(call.turn)
         ):
             received = image_attention(query, key, call.layout, mask).mean((0, 1))
             self._of(call).received = received

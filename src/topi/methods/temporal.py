@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from topi.engine import SkipsLayers
 from topi.errors import ToPiError
 from topi.methods.base import BlockInput, Call, Method
 from topi.methods.parameters import check_one_of
@@ -41,7 +42,7 @@ class Memory:
 
 
 @dataclass
-class TemporalCache(Method):
+class TemporalCache(Method, SkipsLayers):
     """A step whose blocks are not run, if they would change little: `ToPi() + TeaCache()`.
 
     A subclass says when (`may_skip`), and if that is not by the residual of the latest computed

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import BoolTensor, LongTensor, Tensor
 
+from topi.engine import MergesTokens
 from topi.methods.base import Call, Merge, Method
 from topi.methods.parameters import check_positive, check_share, check_whole, check_window
 from topi.models import ModelFacts
@@ -215,7 +216,7 @@ class TileMerge(Merge):
 
 
 @dataclass
-class ToMA(Method):
+class ToMA(Method, MergesTokens):
     """Tile-wise token merging with the layer plan of the official FLUX code, scaled by depth.
 
     Args:
@@ -270,7 +271,7 @@ class ToMA(Method):
 
     def merge(self, call: Call, layer: int, states: Tensor) -> Merge | None:
         """The merge of the layer's group, computed from the normed states of its first layer."""
-        if self._plan[layer] is None or call.step % self.merge_every:
+        if self._plan[layer] is None or call.turn % self.merge_every:
             return None
         start, grids = call.layout.region(self.reference_only)
         cut = tiling(grids, self.tile, self.ratio, states.device)
@@ -280,15 +281,15 @@ class ToMA(Method):
         group, scope = self._plan[layer]
         chosen, destinations = self._destinations.get(group, (NEVER, None))
         mapped, merge = self._merges.get((group, call.branch), (NEVER, None))
-        choose = call.step - chosen >= self.destinations_every
-        if not choose and mapped >= chosen and call.step - mapped < self.map_every:
+        choose = call.turn - chosen >= self.destinations_every
+        if not choose and mapped >= chosen and call.turn - mapped < self.map_every:
             return merge
 
         unit = F.normalize(states[:, start:][:, cut.member].float(), dim=-1)
         if choose:
             destinations = facility_location(unit @ unit.mT, cut.valid, cut.k)
-            self._destinations[group] = (call.step, destinations)
+            self._destinations[group] = (call.turn, destinations)
         A = merge_map(unit, destinations, cut.served, cut.valid, self.scale)
         merge = TileMerge(A, destinations, cut, start, scope, states.dtype)
-        self._merges[group, call.branch] = (call.step, merge)
+        self._merges[group, call.branch] = (call.turn, merge)
         return merge

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import LongTensor, Tensor
 
+from topi.engine import MergesTokens
 from topi.errors import ToPiError
 from topi.methods.base import Call, Merge, Method
 from topi.methods.parameters import check_one_of, check_share, check_whole
@@ -121,7 +122,7 @@ def image_numbers(grids: tuple[Grid, ...], device: torch.device) -> LongTensor:
 
 
 @dataclass
-class ToMeSD(Method):
+class ToMeSD(Method, MergesTokens):
     """Token merging around attention, with the defaults of the official code.
 
     Args:
@@ -182,7 +183,7 @@ class ToMeSD(Method):
         if layer < self.skip_layers:
             return None
         start, grids = call.layout.region(self.reference_only)
-        drawn = self._draw(grids, call.step, layer)
+        drawn = self._draw(grids, call.turn, layer)
         if (r := self._sources_to_merge(grids, drawn)) == 0:
             return None
         firsts = accumulate((rows * cols for rows, cols in grids[:-1]), initial=0)

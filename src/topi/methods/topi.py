@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from topi.engine import WatchesAttention
 from topi.engine.attention import output_change, own_rows, reference_attention
 from topi.errors import ToPiError
 from topi.methods.base import Call
@@ -139,7 +140,7 @@ DEFAULT_TAU = 0.85
 
 
 @dataclass
-class ToPi(ReferencePruner):
+class ToPi(ReferencePruner, WatchesAttention):
     """Influence-guided token pruning (sections 4.1-4.3, Algorithm 1).
 
     Args:
@@ -218,12 +219,12 @@ class ToPi(ReferencePruner):
     def begin(self, call: Call) -> None:
         """On a new anchor, start the scores anew."""
         super().begin(call)
-        if self._unsettled is not None and call.step != self._scored_step:
+        if self._unsettled is not None and call.turn != self._scored_step:
             self._branches = {*self._scores}  # another has left
             self._settle()
         self._branches.add(call.branch)
-        if call.record.anchor and call.step != self._scored_step:
-            self._scores, self._scored_step = {}, call.step
+        if call.record.anchor and call.turn != self._scored_step:
+            self._scores, self._scored_step = {}, call.turn
 
     def kept(self, call: Call) -> Tensor | None:
         """The mask of the latest anchor; a branch that has seen none keeps all."""

@@ -112,7 +112,7 @@ class ToPiCover(ToPi):
         mask = self._mask_of(call.branch)
         if mask not in self._weights:
             return None
-        turn = call.step if self.redraw == "step" else self._scored_step
+        turn = call.turn if self.redraw == "step" else self._scored_step
         if self._turn.get(mask) != turn:
             with call.timed("selection_seconds"):
                 self._turn[mask], self._kept[mask] = turn, self._cover(mask, call.layout)

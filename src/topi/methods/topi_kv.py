@@ -131,7 +131,7 @@ class ToPiKV(KVReuse, ToPiCover):
     def begin(self, call: Call) -> None:
         """What a full step will store replaces what there is."""
         super().begin(call)
-        if self._scored_step == call.step and not self._scores:
+        if self._scored_step == call.turn and not self._scores:
             self._layer_scores = {}
         if self.fills_store(call):
             self._seen.pop(call.branch, None)
@@ -149,7 +149,7 @@ class ToPiKV(KVReuse, ToPiCover):
             pair = self._store.get(call.branch, layer)
             for stored, new in zip(pair, (key, value), strict=True):
                 stored[:, rows] = new[:, -len(live) :]
-        watched = layer in self._layers and call.step >= self.first_anchor
+        watched = layer in self._layers and call.turn >= self.first_anchor
         if self.drift is not None and watched:
             self._drift.see(call, layer, key, self.drift)
 
@@ -188,12 +188,12 @@ class ToPiKV(KVReuse, ToPiCover):
         if not self.live or self.runs_in_full(call):
             return None
         mask = self._mask_of(call.branch)
-        if self._live.get(mask, (None,))[0] != call.step:
+        if self._live.get(mask, (None,))[0] != call.turn:
             with call.timed("selection_seconds"):
                 tokens = self.in_turn(
                     mask, call.layout, self._renewed, lambda worth, _: static_set(worth, self.live)
                 )
-                self._live[mask] = call.step, tokens, send(tokens, call.device)
+                self._live[mask] = call.turn, tokens, send(tokens, call.device)
         return self._live[mask][1]
 
     def seen(self, call: Call) -> Tensor:

@@ -366,9 +366,10 @@ def test_copy_head_looks_at_its_own_place():
 
 def _shares_near_own_place(kind, transformer) -> tuple[float, float]:
     """Of target tokens, whose strongest key in head 0 is their own place, or at most 2 off."""
+    from topi.engine import WatchesAttention
     from topi.methods.base import Method
 
-    class Look(Method):
+    class Look(Method, WatchesAttention):
         shares = (0.0, 0.0)
 
         def attend(self, call, layer, query, key, value, mask):

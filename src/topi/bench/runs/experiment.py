@@ -29,6 +29,7 @@ from topi.bench.runs.gpu import claim_gpu, share
 from topi.bench.runs.layer_choice import choose_layers
 from topi.bench.runs.metrics import Metrics
 from topi.bench.tracking.mirror import Mirror
+from topi.engine import MergesTokens
 from topi.errors import ToPiError
 from topi.methods import CACHES, METHODS, Method, TemporalCache, make_cache, make_method
 from topi.models import ModelFacts, adapter_for
@@ -468,7 +469,7 @@ def label_of(config: Config, method: Method) -> str:
 
 def trims(config: Config, method: Method) -> bool:
     """Does the last block compute only what is read? Not where tokens are merged."""
-    return config.trim_last and not method.merges
+    return config.trim_last and method.part(MergesTokens) is None
 
 
 def full_run(config: Config, editor: Editor, data: Dataset) -> dict[str, Any]:

@@ -195,7 +195,7 @@ def shown(layer: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         text, image = kwargs["encoder_hidden_states"], kwargs["hidden_states"]
         if (session := running_session()) is None:
             return forward(**kwargs)
-        merge = session.ask_merge(image) if session.method.merges else None
+        merge = session.ask_merge(image) if session.merger is not None else None
         around = merge is not None and merge.scope != "mlp"
         inside = merge.merge(image) if around else image
         if session.awaited:
