@@ -55,9 +55,10 @@ paper: setup ## every table, figure and claim of the paper from the committed re
 pages: setup ## the generated blocks of README.md and docs/
 	$(BIN)/topi pages --store experiments/results README.md docs/*.md
 
-lint: setup ## check style
+lint: setup ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 lock: $(VENV)/.ready ## resolve requirements-dev.in into requirements.txt
 	$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url \

@@ -1,6 +1,7 @@
 """Stretches of time on a device's own clock: taking them never waits for the device."""
 
 import time
+from typing import Any
 
 import torch
 
@@ -28,7 +29,8 @@ class Span:
         self._end.synchronize()
         return self._start.elapsed_time(self._end) / 1000
 
-    def _now(self) -> "float | torch.cuda.Event":
+    def _now(self) -> Any:
+        """A number of seconds, or an event on CUDA."""
         if not self._on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

@@ -7,7 +7,7 @@ inside its hook, with dynamic lengths, and one graph serves every number of toke
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -76,7 +76,7 @@ def eager_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
     """What `forward` runs without compilation."""
     if isinstance(forward, CompiledForward):
         return forward.eager
-    return forward._torchdynamo_orig_callable if _is_compiled(forward) else forward
+    return cast(Any, forward)._torchdynamo_orig_callable if _is_compiled(forward) else forward
 
 
 def refuse_frozen_hooks(adapter: Adapter, pipeline: Any = None, attached: bool = False) -> None:

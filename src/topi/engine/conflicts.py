@@ -58,8 +58,8 @@ def refuse_other_holders(adapter: Adapter, attached: bool = False) -> None:
             f"cache-dit holds the blocks of this {type(transformer).__name__}; call "
             "`cache_dit.disable_cache(pipe)`, or leave the method out."
         )
-    parts = [transformer, *adapter.blocks, *(block.attn for block in adapter.blocks)]
-    if (name := _holder(parts if attached else transformer.modules())) is not None:
+    outer = [transformer, *adapter.blocks, *(block.attn for block in adapter.blocks)]
+    if (name := _holder(outer if attached else transformer.modules())) is not None:
         raise ToPiError(
             f"diffusers' {name} holds blocks of this {type(transformer).__name__}, which a method "
             "must run itself. Call `transformer.disable_cache()`, or leave the method out; caches "

@@ -43,7 +43,7 @@ def wanted(session: "Session") -> tuple[list[tuple[nn.Module, ModelHook]], list[
             hooks.append((points.attention, MergeAttentionHook(session, points)))
             if points.mlp is not None:
                 hooks.append((points.mlp, MergeMLPHook(session, points)))
-            if points.norm is not None:
+            if points.norm is not None and points.projection is not None:
                 hooks.append((points.norm, MergeNormHook(session)))
                 hooks.append((points.projection, MergeProjectionHook(session)))
     return hooks, list(processors.values())

@@ -41,7 +41,7 @@ class StepTracker:
 
     step: int = -1
     caller: PipelineCall | None = None
-    _first: float | None = None  # timestep of step 0
+    _first: float | Tensor | None = None  # timestep of step 0
     _timestep: float | Tensor | None = None
     _latents: Tensor | None = None  # held, so that its identity cannot be reused
     _version: int | None = None  # of the latents
@@ -133,8 +133,11 @@ class StepTracker:
         # the first timesteps to one value; then the positions are still the same object.
         if timestep == self._first and not known:
             return True
-        return self._references is not None and not torch.equal(self._references, references)
+        before = self._references
+        if before is None or references is None:
+            return False
+        return not torch.equal(before, references)
 
     def reset(self) -> None:
         """Forget the pipeline call."""
-        self.__init__()
+        type(self).__init__(self)

@@ -14,6 +14,8 @@ from topi.errors import ToPiError
 
 Grid = tuple[int, int]
 Scope = str  # "attention" | "mlp" | "both" | "block"
+Untyped = Any
+"""A module of diffusers, whose submodules and configuration no type checker knows."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Adapter(ABC):
     published_cache: ClassVar[Mapping[tuple[int, ...], Mapping[str, Mapping[str, Any]]]] = {}
 
     def __init__(self, transformer: nn.Module) -> None:
-        self.transformer = transformer
+        self.transformer: Untyped = transformer
 
     @abstractmethod
     def stacks(self) -> tuple[nn.ModuleList, ...]:
@@ -245,7 +247,7 @@ class Adapter(ABC):
             ) from error
 
     @cached_property
-    def blocks(self) -> tuple[nn.Module, ...]:
+    def blocks(self) -> tuple[Untyped, ...]:
         """All blocks in the order they run; the index is the layer number."""
         return tuple(block for stack in self.stacks() for block in stack)
 
@@ -296,8 +298,8 @@ def adapter_for(model: Any) -> Adapter:
     )
 
 
-def is_compiled_whole(transformer: nn.Module) -> bool:
-    """Is it what `torch.compile(transformer)` returns?"""
+def is_compiled_whole(transformer: Any) -> bool:
+    """True if it is what `torch.compile(transformer)` returns."""
     return "_orig_mod" in getattr(transformer, "_modules", {})
 
 

@@ -73,7 +73,7 @@ class FluxAdapter(Adapter):
         return Layout(kwargs["encoder_hidden_states"].shape[1], target, tuple(references))
 
     def _grids(self, kwargs: Mapping[str, Any], caller: Any) -> tuple[Grid, ...]:
-        ids = kwargs["img_ids"]
+        ids: Tensor = kwargs["img_ids"]
         known, written, grids = self._read
         # reading ids waits for the device; a pipeline uses one tensor for all its calls
         if known is not ids or written != version(ids):
@@ -84,11 +84,9 @@ class FluxAdapter(Adapter):
     def inputs(self, layout: Layout, batch: int, device: torch.device) -> dict[str, Any]:
         """Of a pipeline call; `img_ids` holds each token's image, row and column."""
         config = self.transformer.config
-        ids = [
-            torch.cartesian_prod(*map(torch.arange, (rows, columns)))
-            for rows, columns in (layout.target_grid, *layout.reference_grids)
-        ]
-        ids = torch.cat([F.pad(each, (1, 0), value=image) for image, each in enumerate(ids)])
+        grids = (layout.target_grid, *layout.reference_grids)
+        places = [torch.cartesian_prod(*map(torch.arange, grid)) for grid in grids]
+        ids = torch.cat([F.pad(place, (1, 0), value=image) for image, place in enumerate(places)])
         zeros = partial(torch.zeros, device=device)
         inputs = {
             "hidden_states": zeros(batch, layout.n_image, config.in_channels),

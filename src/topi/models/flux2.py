@@ -112,7 +112,8 @@ class Flux2Adapter(FluxAdapter):
         width, projection = attention.inner_dim, attention.to_qkv_mlp_proj
         part = slice(width, 3 * width)
         bias = None if projection.bias is None else projection.bias[part]
-        return F.linear(normed, projection.weight[part], bias).chunk(2, dim=-1)
+        key, value = F.linear(normed, projection.weight[part], bias).chunk(2, dim=-1)
+        return key, value
 
     def merge_points(self, layer: int) -> MergePoints:
         """In a single-stream block attention and MLP are one module."""

@@ -1,6 +1,6 @@
 """Rotary embeddings whose places differ from sample to sample of a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -19,10 +19,9 @@ def per_sample(rotate: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """
 
     def rotated(x: Tensor, rope: Rope, *rest: Any, **options: Any) -> Tensor:
-        pair = isinstance(rope, tuple)
-        if (rope[0] if pair else rope).ndim == 2:
+        if (rope[0] if isinstance(rope, tuple) else rope).ndim == 2:
             return rotate(x, rope, *rest, **options)
-        ropes = zip(*rope, strict=True) if pair else rope
+        ropes: Iterable[Rope] = zip(*rope, strict=True) if isinstance(rope, tuple) else rope
         samples = zip(x.split(1), ropes, strict=True)
         return torch.cat([rotate(one, own, *rest, **options) for one, own in samples])
 

@@ -1,5 +1,6 @@
 """Tiny pipelines with random weights: the real classes, built in a moment without any download."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -292,7 +293,7 @@ def with_reference_area(
     pipeline_class: type[DiffusionPipeline], area: int
 ) -> type[DiffusionPipeline]:
     """A Qwen edit pipeline class that resizes references to `area` pixels, not to a megapixel."""
-    stock = pipeline_class.__call__.__wrapped__  # behind torch.no_grad
+    stock = inspect.unwrap(pipeline_class.__call__)  # behind torch.no_grad
     dimensions = stock.__globals__["calculate_dimensions"]
     call = torch.no_grad()(
         rebind(stock, calculate_dimensions=lambda _, ratio: dimensions(area, ratio))
