@@ -160,7 +160,8 @@ def capable(parts: Sequence[Any], capability: type[C]) -> C | None:
 
     One that skips layers counts only if it decides before some layer.
     """
-    found = (part for part in parts if isinstance(part, capability))
-    if capability is SkipsLayers:
-        found = (part for part in found if part.decides_before)
-    return next(found, None)
+    for part in parts:
+        skips_nothing = isinstance(part, SkipsLayers) and not part.decides_before
+        if isinstance(part, capability) and not (capability is SkipsLayers and skips_nothing):
+            return part
+    return None
