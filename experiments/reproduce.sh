@@ -59,10 +59,10 @@ every_sweep() {
 pages() {
     rm -rf experiments/results
     topi export --store results --out experiments/results
-    topi leaderboard --store experiments/results --into README.md
+    topi pages --store experiments/results README.md docs/*.md
     decisions >experiments/selection/decisions.md
     choices >experiments/selection/results.md
-    topi compare --store irrelevant --against random "topi ratio=0.5" \
+    topi compare --store irrelevant --against random --against "topi ratio=0.5" \
         >experiments/standins/irrelevant.md
     topi report --store experiments/results --out report
     cp report/figures/equal_count.png experiments/equal_count/
@@ -90,7 +90,8 @@ Calibration samples of each stand-in; n says how many. Numbers of stand-ins, nev
 A star: the difference holds at 5 % (signed ranks) after correction for all comparisons of its table.
 END
     local rivals
-    for rivals in '"topi ratio=0.5" "checker flip=step"' '"topi_cover ratio=0.5" "topi_kv ratio=0.5"' 'ref_kv "ref_kv update_every=5"'; do
+    for rivals in '"topi ratio=0.5" --against "checker flip=step"' \
+        '"topi_cover ratio=0.5" --against "topi_kv ratio=0.5"' 'ref_kv --against "ref_kv update_every=5"'; do
         printf '\n## `topi compare --store selection --against %s`\n\n' "$rivals"
         eval "topi compare --store selection --against $rivals"
     done

@@ -1,6 +1,5 @@
-"""Quality with as many tokens kept; `experiment=equal_count`."""
+"""Quality with as many tokens kept: `topi figure equal_count`."""
 
-from topi.bench.report.draw import draw
+from topi.bench.cli.main import script
 
-if __name__ == "__main__":
-    draw(__doc__, figures=("equal_count",), tables=("equal_count", "equal_speed"))
+script(__file__)

@@ -1,6 +1,5 @@
-"""Figure 1: attention to references by layer; from `topi probe`."""
+"""Figure 1: attention to references by layer; `topi figure fig1`."""
 
-from topi.bench.report.draw import draw
+from topi.bench.cli.main import script
 
-if __name__ == "__main__":
-    draw(__doc__, figures=("fig1",))
+script(__file__)

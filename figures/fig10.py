@@ -1,6 +1,5 @@
-"""Figure 10: the threshold tau, in pictures and in numbers; cells of `experiment=fig10`."""
+"""Figure 10: the threshold tau, in pictures and in numbers; `topi figure fig10`."""
 
-from topi.bench.report.draw import draw
+from topi.bench.cli.main import script
 
-if __name__ == "__main__":
-    draw(__doc__, figures=("fig10", "fig10_curve"))
+script(__file__)

@@ -1,6 +1,5 @@
-"""Figure 11: the mask renewed or drawn once; cells of `experiment=fig11`."""
+"""Figure 11: the mask renewed or drawn once; `topi figure fig11`."""
 
-from topi.bench.report.draw import draw
+from topi.bench.cli.main import script
 
-if __name__ == "__main__":
-    draw(__doc__, figures=("fig11",))
+script(__file__)

@@ -1,6 +1,5 @@
-"""Figure 2: relevance of single reference tokens over the steps; from `topi probe`."""
+"""Figure 2: relevance of single reference tokens over the steps; `topi figure fig2`."""
 
-from topi.bench.report.draw import draw
+from topi.bench.cli.main import script
 
-if __name__ == "__main__":
-    draw(__doc__, figures=("fig2",))
+script(__file__)

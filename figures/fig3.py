@@ -1,6 +1,5 @@
-"""Figure 3: attention to references by step and task; from `topi probe`."""
+"""Figure 3: attention to references by step and task; `topi figure fig3`."""
 
-from topi.bench.report.draw import draw
+from topi.bench.cli.main import script
 
-if __name__ == "__main__":
-    draw(__doc__, figures=("fig3",))
+script(__file__)

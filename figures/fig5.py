@@ -1,6 +1,5 @@
-"""Figure 5: ToMeSD, ToMA and ToPi beside the full context; cells of `experiment=fig5`."""
+"""Figure 5: ToMeSD, ToMA and ToPi beside the full context; `topi figure fig5`."""
 
-from topi.bench.report.draw import draw
+from topi.bench.cli.main import script
 
-if __name__ == "__main__":
-    draw(__doc__, figures=("fig5",))
+script(__file__)

@@ -1,6 +1,5 @@
-"""Figure 6: ToPi with TeaCache; cells of `experiment=fig6`."""
+"""Figure 6: ToPi with TeaCache; `topi figure fig6`."""
 
-from topi.bench.report.draw import draw
+from topi.bench.cli.main import script
 
-if __name__ == "__main__":
-    draw(__doc__, figures=("fig6",))
+script(__file__)

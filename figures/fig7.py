@@ -1,6 +1,5 @@
-"""Figure 7: the tokens kept at each anchor; cells of `experiment=fig7`."""
+"""Figure 7: the tokens kept at each anchor; `topi figure fig7`."""
 
-from topi.bench.report.draw import draw
+from topi.bench.cli.main import script
 
-if __name__ == "__main__":
-    draw(__doc__, figures=("fig7",))
+script(__file__)

@@ -1,6 +1,5 @@
-"""Figure 9: several references; cells of `experiment=fig9`."""
+"""Figure 9: several references; `topi figure fig9`."""
 
-from topi.bench.report.draw import draw
+from topi.bench.cli.main import script
 
-if __name__ == "__main__":
-    draw(__doc__, figures=("fig9",))
+script(__file__)

@@ -1,6 +1,5 @@
-"""The picture at the top of the README; cells of `experiment=fig5`."""
+"""The picture at the top of the README: `topi figure overview`."""
 
-from topi.bench.report.draw import draw
+from topi.bench.cli.main import script
 
-if __name__ == "__main__":
-    draw(__doc__, figures=("overview",))
+script(__file__)

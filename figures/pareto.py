@@ -1,6 +1,5 @@
-"""Quality over speed for every method and stack, the Pareto front marked; `experiment=pareto`."""
+"""Quality over speed for every method and stack: `topi figure pareto`."""
 
-from topi.bench.report.draw import draw
+from topi.bench.cli.main import script
 
-if __name__ == "__main__":
-    draw(__doc__, figures=("pareto", "pareto_categories"), tables=("leaderboard",))
+script(__file__)

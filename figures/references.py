@@ -1,6 +1,5 @@
-"""Quality and speed over the number of references; `experiment=references`."""
+"""Quality and speed over the number of references: `topi figure references`."""
 
-from topi.bench.report.draw import draw
+from topi.bench.cli.main import script
 
-if __name__ == "__main__":
-    draw(__doc__, figures=("references",), tables=("references",))
+script(__file__)

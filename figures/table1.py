@@ -1,10 +1,5 @@
-"""Table 1, its curves of quality over speed, and all at equal speed; `experiment=table1`."""
+"""Table 1, and its curves of quality over speed: `topi figure table1`."""
 
-from topi.bench.report.draw import draw
+from topi.bench.cli.main import script
 
-if __name__ == "__main__":
-    draw(
-        __doc__,
-        figures=("table1_curves",),
-        tables=("table1", "table1_curves", "table1_equal_speed"),
-    )
+script(__file__)

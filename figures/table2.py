@@ -1,6 +1,5 @@
-"""Table 2: from which layers the score is taken; cells of `experiment=table2`."""
+"""Table 2: from which layers the score is taken; `topi figure table2`."""
 
-from topi.bench.report.draw import draw
+from topi.bench.cli.main import script
 
-if __name__ == "__main__":
-    draw(__doc__, tables=("table2",))
+script(__file__)

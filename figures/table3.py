@@ -1,6 +1,5 @@
-"""Table 3: what scores the tokens; cells of `experiment=table3`."""
+"""Table 3: what scores the tokens; `topi figure table3`."""
 
-from topi.bench.report.draw import draw
+from topi.bench.cli.main import script
 
-if __name__ == "__main__":
-    draw(__doc__, tables=("table3",))
+script(__file__)

@@ -1,6 +1,5 @@
-"""Table 4: dropped tokens left out, or averaged into kept ones; cells of `experiment=table4`."""
+"""Table 4: dropped tokens left out, or merged into kept ones; `topi figure table4`."""
 
-from topi.bench.report.draw import draw
+from topi.bench.cli.main import script
 
-if __name__ == "__main__":
-    draw(__doc__, tables=("table4",))
+script(__file__)

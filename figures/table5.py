@@ -1,6 +1,5 @@
-"""Table 5: more on the layers; cells of `experiment=table5`."""
+"""Table 5: more on the layers; `topi figure table5`."""
 
-from topi.bench.report.draw import draw
+from topi.bench.cli.main import script
 
-if __name__ == "__main__":
-    draw(__doc__, tables=("table5",))
+script(__file__)

@@ -1,6 +1,5 @@
-"""Table 6: FLOPs of one layer, as printed and counted; the store does not matter."""
+"""Table 6: FLOPs of one layer; `topi figure table6`."""
 
-from topi.bench.report.draw import draw
+from topi.bench.cli.main import script
 
-if __name__ == "__main__":
-    draw(__doc__, tables=("table6",))
+script(__file__)

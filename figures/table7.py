@@ -1,6 +1,5 @@
-"""Table 7: what scoring and selection take beside the model; cells of `experiment=table7`."""
+"""Table 7: what scoring and selection take beside the model; `topi figure table7`."""
 
-from topi.bench.report.draw import draw
+from topi.bench.cli.main import script
 
-if __name__ == "__main__":
-    draw(__doc__, tables=("table7",))
+script(__file__)

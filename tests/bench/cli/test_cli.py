@@ -68,7 +68,7 @@ def test_probes_on_other_samples_are_not_shown(tmp_path):
 
 def test_status_of_nothing(tmp_path, capsys):
     assert cli.main(["status", "--store", str(tmp_path)]) == 0
-    assert "run.py" in capsys.readouterr().out
+    assert "`topi run`" in capsys.readouterr().out
 
 
 def test_status_needs_no_torch(store):
@@ -98,10 +98,3 @@ def test_an_error_is_one_sentence(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("topi: There are no results")
     assert error.count("\n") == 1
-
-
-def test_unknown_commands_are_refused_with_the_choices(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["stats"])
-    assert stopped.value.code == 2
-    assert "status" in capsys.readouterr().err
