@@ -18,7 +18,8 @@ from topi.bench.report import groups
 from topi.bench.report.tables import SCORES
 from topi.bench.results import Store, files
 from topi.bench.results import compact as module
-from topi.bench.results.compact import Segments, compact
+from topi.bench.results.compact import compact
+from topi.bench.results.segments import FOLDER, Segments
 
 ROOT = Path(__file__).resolve().parents[3]
 IMAGE = Image.new("RGB", (8, 8))
@@ -149,7 +150,7 @@ def flip(path):
 def test_a_damaged_segment_is_read_from_the_logs_and_written_anew(store, caplog, name, damage):
     before, sums = facts(store), len(store.moments(SCORES))
     store.compact()
-    damage(store.root / module.FOLDER / "0" / name)
+    damage(store.root / FOLDER / "0" / name)
     assert_same(facts(store), before)
     assert len(store.moments(SCORES)) == sums
     assert "0 is damaged" in caplog.text or (name, damage) == ("cells.parquet", Path.unlink)
@@ -159,7 +160,7 @@ def test_a_damaged_segment_is_read_from_the_logs_and_written_anew(store, caplog,
 
 def test_a_segment_with_other_columns_is_damaged(store):
     store.compact()
-    path = store.root / module.FOLDER / "0" / "cells.parquet"
+    path = store.root / FOLDER / "0" / "cells.parquet"
     table = module.pq.read_table(path)
     module.pq.write_table(table.set_column(7, "count", table["created"]), path)
     assert held(store) == []
@@ -290,7 +291,7 @@ def test_killed_at_any_line_it_loses_nothing(store, kill, monkeypatch):
     monkeypatch.setattr(module, "TOGETHER", 12)  # segments
     before = facts(store)
     total = kill.lines(lambda: compact(store.root))
-    shutil.rmtree(store.root / module.FOLDER)
+    shutil.rmtree(store.root / FOLDER)
     assert total > 300
     killed, found = 0, set()
     for line in range(20, total, total // 25):
@@ -299,15 +300,15 @@ def test_killed_at_any_line_it_loses_nothing(store, kill, monkeypatch):
         assert_same(facts(store), before)
         compact(store.root)
         assert sorted(held(store)) == [c[0] for c in sorted(before[0]) if c[-1] == "complete"]
-        assert not list((store.root / module.FOLDER).glob(".*.part"))
-        shutil.rmtree(store.root / module.FOLDER)
+        assert not list((store.root / FOLDER).glob(".*.part"))
+        shutil.rmtree(store.root / FOLDER)
     assert_same(facts(store), before)
     assert killed >= 25
     assert found >= {0, 12, 24}  # between the segments too
 
 
 def test_of_two_that_compact_one_does(store):
-    with files.lock(store.root / module.FOLDER / module.LOCK) as ours:
+    with files.lock(store.root / FOLDER / module.LOCK) as ours:
         assert ours
         assert compact(store.root) == 0
     assert held(store) == []
@@ -372,7 +373,7 @@ def test_small_segments_become_one_and_the_old_ones_go_later(store, monkeypatch)
     old = [folder for folder in segments.folders if folder not in live]
     assert old  # somebody may be reading them
     monkeypatch.setattr(module, "HOUR", -1)
-    with files.lock(store.root / module.FOLDER / module.LOCK):
+    with files.lock(store.root / FOLDER / module.LOCK):
         module._retire(Segments(store.root), time.time_ns())
     assert not any(folder.exists() for folder in old)
     assert sorted(held(store)) == sorted(keys)
@@ -401,7 +402,7 @@ def test_a_large_report_has_the_numbers_of_a_small_one(store, tmp_path, monkeypa
 
 def test_a_store_that_takes_no_files_is_read_all_the_same(store, monkeypatch, capsys, caplog):
     monkeypatch.setattr("topi.bench.results.store.WORTH_WHILE", 1)
-    (store.root / module.FOLDER).write_text("in the way")
+    (store.root / FOLDER).write_text("in the way")
     assert cli.main(["status", "--store", str(store.root)]) == 0
     assert "Cannot write" in caplog.text
     assert json.dumps(held(store)) == "[]"

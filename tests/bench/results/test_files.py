@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from topi.bench.results import files
+from topi.bench.results.sound_files import is_sound_image
 from topi.errors import ToPiError
 
 
@@ -123,11 +124,11 @@ def test_lines_of_earlier_versions_have_no_checksum(tmp_path):
 def test_an_image_with_a_flipped_bit_is_damaged(tmp_path):
     path = tmp_path / "a.png"
     files.write_image(path, Image.effect_noise((32, 32), 90))
-    assert files.is_sound_image(path)
+    assert is_sound_image(path)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(1, 1))
-    assert not files.is_sound_image(path)
+    assert not is_sound_image(path)
     with pytest.raises(ToPiError, match=r"a\.png cannot be read"):
         files.read_image(path)

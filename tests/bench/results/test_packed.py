@@ -67,7 +67,8 @@ def packed(tmp_path):
     manifest = {**about, "steps": 1, "count": 1, "full": {}}
     folder = tmp_path / "packed"
     folder.mkdir()
-    pack({"cells/a/manifest.json": json.dumps(manifest).encode()}, folder)
+    content = {"manifest": manifest, "complete": {"samples": 1, "pictures": False}}
+    pack({f"cells/a/{name}.json": lines(text) for name, text in content.items()}, folder)
     return folder
 
 
@@ -114,3 +115,9 @@ def test_a_missing_table_is_not_an_empty_one(packed):
     (packed / "rows.parquet").unlink()
     with pytest.raises(ToPiError, match=r"rows\.parquet"):
         Store(packed)
+
+
+def test_a_large_packed_store_is_read_without_a_warning(packed, monkeypatch, caplog):
+    monkeypatch.setattr("topi.bench.results.store.WORTH_WHILE", 0)
+    assert len(Store(packed).load_cells(tidy=True)) == 1
+    assert not caplog.records

@@ -7,12 +7,9 @@ import json
 import logging
 import os
 import shutil
-import stat
 import time
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -162,47 +159,6 @@ def read_image(path: Path) -> Image.Image:
         raise ToPiError(
             f"The image {path} cannot be read ({error}): run its cell again, which replaces it."
         ) from error
-
-
-def is_sound_image(path: Path) -> bool:
-    """Whether an image is there and its checksums fit; nothing is decoded."""
-    return _is_sound(path, _verify_image)
-
-
-def is_sound_archive(path: Path) -> bool:
-    """Whether a zip file, such as an .npz, is there and its checksums fit."""
-    return _is_sound(path, _verify_archive)
-
-
-def _is_sound(path: Path, verify: Callable[[io.BytesIO], None]) -> bool:
-    try:
-        about = path.lstat()
-    except OSError:
-        return False
-    regular = stat.S_ISREG(about.st_mode)
-    return regular and _verified(path, verify, about.st_mtime_ns, about.st_size)
-
-
-def _verify_image(content: io.BytesIO) -> None:
-    with Image.open(content) as image:
-        image.verify()
-
-
-def _verify_archive(content: io.BytesIO) -> None:
-    with zipfile.ZipFile(content) as archive:
-        if (name := archive.testzip()) is not None:
-            raise ValueError(f"{name} in it does not fit its checksum")
-
-
-@lru_cache(maxsize=100_000)
-def _verified(path: Path, verify: Callable[[io.BytesIO], None], changed: int, size: int) -> bool:
-    """Whether a file is sound, which is found out once unless it changes."""
-    try:
-        verify(io.BytesIO(read_bytes(path)))
-    except Exception as error:  # a torn archive raises whatever its torn part suggests
-        log.warning("%s is damaged: %s", path, error)
-        return False
-    return True
 
 
 def append(path: Path, record: dict[str, Any]) -> None:

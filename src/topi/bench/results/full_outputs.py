@@ -13,6 +13,7 @@ from topi.bench.results import files
 from topi.bench.results.links import check_links
 from topi.bench.results.mend import clear_up
 from topi.bench.results.records import FullRun
+from topi.bench.results.sound_files import is_sound_image
 from topi.errors import ToPiError
 
 
@@ -50,9 +51,7 @@ class FullOutputs:
     def has(self, sample: str) -> bool:
         """Whether the output and the references of a sample are there and sound."""
         references = self.reference_files(sample)
-        return bool(references) and all(
-            map(files.is_sound_image, [self.image_file(sample), *references])
-        )
+        return bool(references) and all(map(is_sound_image, [self.image_file(sample), *references]))
 
     def set_aside(self, sample: str) -> None:
         """Take a damaged output out of the way."""

@@ -32,9 +32,15 @@ def guard(folder: Path | str, read_only: bool = False) -> Path:
     return Path(folder)
 
 
+def is_read_only(path: Path | str) -> bool:
+    """True if this path is a read-only store or below one, see `guard`."""
+    here = Path(os.path.abspath(path))
+    return not _read_only.isdisjoint((here, *here.parents))
+
+
 def check_writable(path: Path | str) -> None:
     """Raise a ToPiError if this path is below a read-only store."""
-    if not _read_only.isdisjoint(Path(os.path.abspath(path)).parents):
+    if is_read_only(path):
         raise ToPiError(
             f"{path} is in a store that `topi export` wrote, which is only read: name another "
             "store with store=PATH."

@@ -10,6 +10,7 @@ from typing import Any
 from topi.bench.results import files
 from topi.bench.results.links import check_links
 from topi.bench.results.records import Completion, Manifest, Masks, Pair, Row
+from topi.bench.results.sound_files import is_sound_image
 from topi.errors import ToPiError
 
 log = logging.getLogger(__name__)
@@ -147,7 +148,7 @@ def _sample(places: Sequence[Path], row: Mapping[str, Any]) -> str | None:
 def pictured(cell: Path, sample: str) -> bool:
     """Whether the picture of a sample is there, and it and its mask, if it has one, are sound."""
     mask = cell / "masks" / f"{sample}.json"
-    if not files.is_sound_image(cell / "images" / f"{sample}.png"):
+    if not is_sound_image(cell / "images" / f"{sample}.png"):
         return False
     try:
         return not mask.exists() or bool(files.read_json(mask, Masks))

@@ -37,6 +37,7 @@ from topi.bench.results import files
 from topi.bench.results.mend import mend_lines, mend_manifest
 from topi.bench.results.packed import store_folder
 from topi.bench.results.records import ProbeManifest, ProbeRow
+from topi.bench.results.sound_files import is_sound_archive, is_sound_image
 from topi.errors import ToPiError
 
 log = logging.getLogger(__name__)
@@ -102,8 +103,8 @@ class ProbeRun:
     def _sound(self, sample: str) -> bool:
         """Whether the arrays of a sample are there, and they and its references sound."""
         pictures = self._references(sample)
-        arrays = files.is_sound_archive(self._maps_file(sample))
-        return arrays and all(map(files.is_sound_image, pictures))
+        arrays = is_sound_archive(self._maps_file(sample))
+        return arrays and all(map(is_sound_image, pictures))
 
     def _references(self, sample: str) -> list[Path]:
         return files.numbered(self.path / "references", sample)
