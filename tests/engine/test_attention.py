@@ -11,7 +11,7 @@ from topi.engine.attention import (
     reference_attention,
     weigh_text,
 )
-from topi.methods.topi import influence
+from topi.methods.paper.topi import influence
 from topi.models import Layout
 
 LAYOUT = Layout(n_text=7, target_grid=(15, 20), reference_grids=((9, 9), (4, 11)))

@@ -21,7 +21,7 @@ from topi import ToPi, ToPiKV
 from topi.bench.speed import scoring_speed
 from topi.engine import Call, ReusesKeys, WeighsText, attention
 from topi.engine.column_mass import attended, fits, flash_mass, log_sum_exp, split_sum
-from topi.methods.topi import smallest_set
+from topi.methods.paper.topi import smallest_set
 from topi.models import Layout, adapter_for
 
 LAYOUT = Layout(n_text=7, target_grid=(10, 13), reference_grids=((9, 9), (2, 11)))

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from topi.engine import CallRecord
 from topi.engine.flops import FlopCount, FlopCounter, count_trace
 from topi.methods import make_cache, make_method
-from topi.methods.toma import layer_plan
+from topi.methods.rivals.toma import layer_plan
 from topi.models import Layout, adapter_for
 
 TERA = 1e12

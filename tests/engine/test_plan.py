@@ -9,7 +9,8 @@ from topi.engine import FULL, Plan, WatchesAttention
 from topi.engine.flops import FlopCounter
 from topi.errors import ToPiError
 from topi.methods import Method
-from topi.methods.topi import influence, static_set
+from topi.methods.paper.topi import influence
+from topi.methods.parts.anchor_masks import static_set
 
 KINDS = ["flux", "qwen", "qwen_plus"]
 

@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from topi import Checkerboard, RandomTokens, RefKV, ToPi, ToPiCover, ToPiKV
 from topi.engine.hooks import RootHook
 from topi.engine.transfer import send
-from topi.methods.kv_store import every
+from topi.methods.parts.kv_store import every
 from topi.models import tiny as models
 
 READS = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "cpu"}

@@ -10,7 +10,7 @@ from topi import Full, RandomTokens, TaylorSeer, ToPi
 from topi.engine import MergesTokens, ReusesKeys, SkipsLayers, WatchesAttention
 from topi.errors import ToPiError
 from topi.methods import METHODS, Method, make_method
-from topi.methods.attention_probe import AttentionProbe
+from topi.methods.probes.attention_probe import AttentionProbe
 
 
 def test_methods_are_found_under_their_names():

@@ -6,8 +6,8 @@ import torch
 from topi import FirstBlockCache, MagCache, TaylorSeer, ToPi
 from topi.errors import ToPiError
 from topi.methods import CACHES, make_cache
-from topi.methods.magcache import magnitude_ratio, nearest
-from topi.methods.taylorseer import backward_differences, taylor
+from topi.methods.caches.magcache import magnitude_ratio, nearest
+from topi.methods.caches.taylorseer import backward_differences, taylor
 from topi.models import ModelFacts
 from topi.models.flux import FluxAdapter
 from topi.models.qwen import QwenAdapter

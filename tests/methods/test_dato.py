@@ -8,8 +8,8 @@ from topi.engine import BlockInput, Call, CallRecord
 from topi.engine.flops import count_trace
 from topi.errors import ToPiError
 from topi.methods import METHODS, make_method
-from topi.methods.dato import DaTo, PruneMerge, dynamics, nearest_survivor
-from topi.methods.tomesd import draw_destinations
+from topi.methods.rivals.dato import DaTo, PruneMerge, dynamics, nearest_survivor
+from topi.methods.rivals.tomesd import draw_destinations
 from topi.models import Layout, ModelFacts
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from topi import DownscaledRef, FewerSteps, Full, TeaCache
 from topi.engine.flops import count_trace
 from topi.errors import ToPiError
-from topi.methods.fewer_steps import thinned
+from topi.methods.floors.fewer_steps import thinned
 from topi.models.references import resized
 
 KINDS = ["flux", "qwen", "qwen_plus", "flux2"]

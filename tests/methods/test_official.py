@@ -12,8 +12,8 @@ from diffusers.hooks.mag_cache import _MAG_CACHE_BLOCK_HOOK, _MAG_CACHE_LEADER_B
 from diffusers.hooks.taylorseer_cache import TaylorSeerState
 
 from topi import FirstBlockCache, MagCache
-from topi.methods.taylorseer import backward_differences, taylor
-from topi.methods.tomesd import BagMerge, bipartite_soft_matching, draw_destinations
+from topi.methods.caches.taylorseer import backward_differences, taylor
+from topi.methods.rivals.tomesd import BagMerge, bipartite_soft_matching, draw_destinations
 from topi.models.tiny import tiny_qwen
 
 

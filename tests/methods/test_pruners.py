@@ -7,8 +7,8 @@ from topi import Checkerboard, RandomTokens, ToPi
 from topi.bench.runs.cell import draw_seed
 from topi.engine import Call, CallRecord
 from topi.errors import ToPiError
-from topi.methods.checker import checkerboard
-from topi.methods.pruner import merge_into_nearest
+from topi.methods.floors.checker import checkerboard
+from topi.methods.parts.pruner import merge_into_nearest
 from topi.models import Layout
 
 small = {"front_layers": 1, "first_anchor": 1, "update_every": 3}

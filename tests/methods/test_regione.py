@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from topi import RefKV, RegionE
 from topi.engine import Call, CallRecord
 from topi.errors import ToPiError
-from topi.methods.regione import clean, edited_tokens, grow
+from topi.methods.rivals.regione import clean, edited_tokens, grow
 from topi.models import Layout, ModelFacts
 from topi.models.tiny import random_image
 

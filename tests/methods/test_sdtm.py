@@ -8,7 +8,7 @@ from topi.engine import Call, CallRecord
 from topi.engine.flops import count_trace
 from topi.errors import ToPiError
 from topi.methods import METHODS, make_method
-from topi.methods.sdtm import (
+from topi.methods.rivals.sdtm import (
     SDTM,
     Blended,
     collapse,
@@ -19,7 +19,7 @@ from topi.methods.sdtm import (
     window_count,
     windows,
 )
-from topi.methods.tomesd import BagMerge
+from topi.methods.rivals.tomesd import BagMerge
 from topi.models import Layout, ModelFacts
 
 CPU = torch.device("cpu")

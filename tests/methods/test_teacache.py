@@ -7,8 +7,8 @@ import torch
 from topi import TeaCache
 from topi.bench.studies.cache_fit import computed_share, fit_threshold
 from topi.errors import ToPiError
-from topi.methods.teacache import rescale
-from topi.methods.temporal import relative_change
+from topi.methods.caches.teacache import rescale
+from topi.methods.parts.temporal import relative_change
 from topi.models import ModelFacts
 from topi.models.flux import FluxAdapter
 from topi.models.qwen import QwenAdapter

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from topi.engine import Call, CallRecord
 from topi.errors import ToPiError
 from topi.methods import METHODS, make_method
-from topi.methods.toma import (
+from topi.methods.rivals.toma import (
     TileMerge,
     ToMA,
     destination_counts,

@@ -6,7 +6,7 @@ import torch
 from topi.engine import Call, CallRecord
 from topi.errors import ToPiError
 from topi.methods import METHODS, make_method
-from topi.methods.tomesd import BagMerge, ToMeSD, bipartite_soft_matching, draw_destinations
+from topi.methods.rivals.tomesd import BagMerge, ToMeSD, bipartite_soft_matching, draw_destinations
 from topi.models import Layout, adapter_for
 
 FOUR = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [1.0, 0.0]]])  # a 2 x 2 grid

@@ -9,19 +9,22 @@ import torch
 from topi import ToPi
 from topi.engine import Call, CallRecord
 from topi.errors import ToPiError
-from topi.methods.topi import (
-    CFG_MASKS,
-    SCORES,
-    attention,
-    influence,
-    leave_one_out,
-    select,
-    similarity,
-    top_k,
-    value_norm,
-)
+from topi.methods.paper.topi import SCORES, influence, smallest_set
+from topi.methods.parts.anchor_masks import CFG_MASKS, static_set
+from topi.methods.parts.scores import attention, leave_one_out, similarity, value_norm
 from topi.models import Layout, adapter_for
 from topi.models.rebind import rebind
+
+
+def select(scores, tau, order="highest"):
+    """Eq. 10 as ascending indices."""
+    return smallest_set(scores, tau, order).nonzero().flatten()
+
+
+def top_k(scores, ratio, order="highest"):
+    """Static Top-K as ascending indices."""
+    return static_set(scores, ratio, order).nonzero().flatten()
+
 
 small = {"front_layers": 1, "layers": (1, 3), "first_anchor": 1, "update_every": 3}
 

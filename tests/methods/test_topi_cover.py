@@ -6,8 +6,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from topi import ToPiCover
 from topi.errors import ToPiError
-from topi.methods.coverage import covering_gains, neighbourhood, tiles
-from topi.methods.topi import select, smallest_set, top_k
+from topi.methods.paper.topi import smallest_set
+from topi.methods.parts.anchor_masks import static_set
+from topi.methods.parts.coverage import covering_gains, neighbourhood, tiles
 from topi.models import Layout
 from topi.models.tiny import random_image
 
@@ -91,13 +92,18 @@ class TestGains:
         for tau in (0.5, 0.9):
             kept = smallest_set(gains, tau, mass=gains).nonzero().flatten()
             assert covered(near, weights, set(kept.tolist())) >= tau * float(weights.sum())
-            assert len(kept) < len(select(weights, tau))
+            assert len(kept) < len(smallest_set(weights, tau).nonzero().flatten())
 
     def test_no_holes_where_top_k_leaves_them(self):
         weights = torch.tensor([4.0, 4, 4, 4, 3, 3, 3, 3])
-        assert top_k(weights, 0.5).tolist() == [0, 1, 2, 3]
+        assert static_set(weights, 0.5).nonzero().flatten().tolist() == [0, 1, 2, 3]
         near = flat((1, 8))
-        kept = top_k(covering_gains(near, weights, torch.ones(8)), 0.5).tolist()
+        kept = (
+            static_set(covering_gains(near, weights, torch.ones(8)), 0.5)
+            .nonzero()
+            .flatten()
+            .tolist()
+        )
         assert covered(near, weights, set(kept)) > covered(near, weights, {0, 1, 2, 3})
         assert all({j - 1, j, j + 1} & set(kept) for j in range(8))
 

@@ -8,7 +8,7 @@ import torch
 from topi import RefKV, ToPi, ToPiKV
 from topi.engine import Call, CallRecord
 from topi.errors import ToPiError
-from topi.methods.topi_kv import coarse_grid
+from topi.methods.ours.topi_kv import coarse_grid
 from topi.models import Layout
 
 half = {"layers": (1, 3), "ratio": 0.5}
@@ -75,7 +75,7 @@ def test_the_others_leave_the_store(qwen):
 
 
 def test_without_a_cover_or_live_tokens_nobody_looks_who_is_near_whom(flux, monkeypatch):
-    monkeypatch.setattr("topi.methods.topi_cover.neighbourhood", None)
+    monkeypatch.setattr("topi.methods.ours.topi_cover.neighbourhood", None)
     pipe, call = flux
     run(ToPiKV(**scored), pipe, call(steps=2))
 

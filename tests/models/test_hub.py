@@ -31,7 +31,7 @@ from transformers import (
 
 from topi.bench.data import EditSample
 from topi.bench.editors.editor import PIPELINES, load_editor
-from topi.methods.topi import ToPi
+from topi.methods.paper.topi import ToPi
 from topi.models.scheduler import flux_scheduler
 from topi.models.tiny import HEADS, TINY_KL, TINY_QWEN_VAE, WIDTH, random_image
 

@@ -1,4 +1,7 @@
-"""Methods, one file each. A class with `variants` is found under those names."""
+"""Methods, one file each, in folders that are the catalogue.
+
+A class with `variants` is found under those names, in whatever module of this package it is.
+"""
 
 import importlib
 import pkgutil
@@ -8,7 +11,7 @@ from typing import Any
 
 from topi.errors import ToPiError
 from topi.methods.base import BlockInput, Call, CallRecord, Merge, Method
-from topi.methods.temporal import TemporalCache
+from topi.methods.parts.temporal import TemporalCache
 
 __all__ = ["BlockInput", "Call", "CallRecord", "Merge", "Method", "TemporalCache"]
 __all__ += ["CACHES", "METHODS", "make_cache", "make_method"]
@@ -16,9 +19,8 @@ __all__ += ["CACHES", "METHODS", "make_cache", "make_method"]
 
 def _discover() -> dict[str, type[Method]]:
     found: dict[str, type[Method]] = {}
-    for module in pkgutil.iter_modules(__path__):
-        contents = vars(importlib.import_module(f"{__name__}.{module.name}")).values()
-        for cls in contents:
+    for module in pkgutil.walk_packages(__path__, f"{__name__}."):
+        for cls in vars(importlib.import_module(module.name)).values():
             if isinstance(cls, type) and issubclass(cls, Method):
                 found.update(dict.fromkeys(vars(cls).get("variants", ()), cls))
     return dict(sorted(found.items()))
@@ -30,6 +32,8 @@ CACHES: dict[str, type[TemporalCache]] = {
 }
 """What stacks with a method."""
 METHODS: dict[str, type[Method]] = {k: cls for k, cls in _FOUND.items() if k not in CACHES}
+CLASSES: dict[str, type[Method]] = {cls.__name__: cls for cls in _FOUND.values()}
+"""Class name -> class; `topi` exports these."""
 
 
 def make_method(name: str, **params: Any) -> Method:

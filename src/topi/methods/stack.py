@@ -8,8 +8,8 @@ from typing import Any
 from topi.engine import FreezesTargets, SkipsLayers
 from topi.errors import ToPiError
 from topi.methods.base import Call, Method, Plan
-from topi.methods.full import Full
-from topi.methods.temporal import TemporalCache
+from topi.methods.floors.full import Full
+from topi.methods.parts.temporal import TemporalCache
 from topi.models import ModelFacts
 
 

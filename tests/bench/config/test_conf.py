@@ -21,7 +21,7 @@ from topi.bench.editors.editor import ModelConfig
 from topi.bench.runs.experiment import build_method, check, label_of
 from topi.engine import FreezesTargets
 from topi.methods import CACHES, METHODS, make_cache
-from topi.methods.topi import SCORES, ToPi
+from topi.methods.paper.topi import SCORES, ToPi
 from topi.models import ModelFacts
 
 CONF = Path(__file__).resolve().parents[3] / "conf"

@@ -36,7 +36,7 @@ from topi.bench.runs.plan import PlannedCell, Task, dump, load, plan
 from topi.bench.runs.verify import verify
 from topi.bench.runs.work import retry, run_tasks
 from topi.errors import ToPiError
-from topi.methods.toma import ToMA
+from topi.methods.rivals.toma import ToMA
 
 KILLS = 25
 

@@ -259,7 +259,7 @@ def test_a_complete_cell_reads_no_picture(run, tmp_path, monkeypatch):
 
 
 def test_a_cell_that_raises_is_marked_and_the_others_run(run, monkeypatch):
-    from topi.methods.toma import ToMA
+    from topi.methods.rivals.toma import ToMA
 
     def fail(self, *args):
         raise ZeroDivisionError("no tokens")

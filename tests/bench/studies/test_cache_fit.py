@@ -22,7 +22,7 @@ from topi.bench.runs.experiment import build_method, label_of, open_editor
 from topi.bench.studies import cache_fit
 from topi.bench.studies.cache_fit import fit_polynomial, watch_output
 from topi.errors import ToPiError
-from topi.methods.cache_probe import CacheProbe
+from topi.methods.probes.cache_probe import CacheProbe
 from topi.models import adapter_for
 from topi.models.tiny import tiny_flux
 

@@ -14,7 +14,7 @@ from topi.bench.studies.observation import observe, stack
 from topi.bench.studies.probing import rank_correlation, token_arrays
 from topi.engine import Call, CallRecord
 from topi.errors import ToPiError
-from topi.methods.attention_probe import AttentionProbe
+from topi.methods.probes.attention_probe import AttentionProbe
 from topi.models import Layout
 
 LAYOUT = Layout(n_text=2, target_grid=(2, 2), reference_grids=((1, 3),))

@@ -12,7 +12,7 @@ from topi.bench.results import files
 from topi.bench.runs.experiment import build_method
 from topi.bench.studies.schedule_search import RATIOS, Schedule, Space, search
 from topi.errors import ToPiError
-from topi.methods.dato import DaTo
+from topi.methods.rivals.dato import DaTo
 
 pytest.importorskip("pymoo", reason="it is in requirements.txt")
 FEW = ("model.steps=3", "model.height=64", "model.width=64", "data.count=1")

@@ -1,6 +1,7 @@
 """The files of a new method, from a template that passes its tests: `topi add-method`."""
 
 import keyword
+import pkgutil
 import re
 from pathlib import Path
 
@@ -62,10 +63,12 @@ def check_name(name: str) -> None:
     """
     from topi import methods  # loads torch
 
+    modules = {module.name.rpartition(".")[2] for module in pkgutil.walk_packages(methods.__path__)}
+
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise ToPiError(
             f"{name!r} is no name for a method: small letters, digits and single underscores, "
             "such as my_method."
         )
-    if name in methods.METHODS or name in methods.CACHES or hasattr(methods, name):
+    if name in methods.METHODS or name in methods.CACHES or name in modules:
         raise ToPiError(f"There is a method, a cache or a module {name!r} already.")

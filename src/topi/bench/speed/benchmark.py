@@ -258,7 +258,7 @@ def variants_of(
     from topi.bench.runs import experiment
     from topi.bench.speed.lines import HooksOnly, Variant, refused, uncompiled
     from topi.methods import METHODS
-    from topi.methods.full import Full
+    from topi.methods.floors.full import Full
 
     names = settings.methods or [name for name in METHODS if name != "full"]
     for name in names:
@@ -303,10 +303,10 @@ def kept_share(method: "type[Method]", keep: float) -> tuple[float | None, dict[
     It is a share of reference tokens, of all image tokens in a method that merges, or of steps in
     one that runs fewer; None if the method has no such parameter.
     """
-    from topi.methods.checker import Checkerboard
-    from topi.methods.downscaled_ref import DownscaledRef
-    from topi.methods.fewer_steps import FewerSteps
-    from topi.methods.pruner import ReferencePruner
+    from topi.methods.floors.checker import Checkerboard
+    from topi.methods.floors.downscaled_ref import DownscaledRef
+    from topi.methods.floors.fewer_steps import FewerSteps
+    from topi.methods.parts.pruner import ReferencePruner
 
     if issubclass(method, Checkerboard):
         return 0.5, {}

@@ -21,7 +21,7 @@ from topi.engine.compiling import CompiledForward, eager_forward
 from topi.engine.flops import FlopCounter
 from topi.errors import ToPiError
 from topi.methods import Call, CallRecord, Method
-from topi.methods.full import Full
+from topi.methods.floors.full import Full
 from topi.models import Layout, adapter_for
 
 Attach = Callable[[Any], AbstractContextManager[Method]]

@@ -18,7 +18,7 @@ from torch import Tensor
 from topi.engine.attention import OwnAttention, known, own_rows, scored_by
 from topi.engine.clock import Span
 from topi.engine.column_mass import KERNELS
-from topi.methods.topi import DEFAULT_TAU, influence, smallest_set
+from topi.methods.paper.topi import DEFAULT_TAU, influence, smallest_set
 from topi.models import Layout
 
 REAL = (24, 128, Layout(512, (64, 64), ((64, 64),)))

@@ -11,8 +11,8 @@ from topi.bench.editors.editor import Editor
 from topi.bench.results.cache_fit_file import CacheFit
 from topi.bench.runs.resume import Row, collect
 from topi.errors import ToPiError
-from topi.methods.cache_probe import CacheProbe
-from topi.methods.teacache import rescale
+from topi.methods.caches.teacache import rescale
+from topi.methods.probes.cache_probe import CacheProbe
 
 DEGREE = 4  # of TeaCache's polynomial
 SHARE = 0.5  # of the steps, that TeaCache computes at the fitted threshold

@@ -10,7 +10,7 @@ from topi.bench.data import EditSample
 from topi.bench.editors.editor import Editor
 from topi.bench.results.provenance import provenance
 from topi.errors import ToPiError
-from topi.methods.attention_probe import AttentionProbe, Key
+from topi.methods.probes.attention_probe import AttentionProbe, Key
 
 
 def observe(editor: Editor, sample: EditSample, seed: int, maps: bool = False) -> AttentionProbe:

@@ -12,8 +12,8 @@ from topi.bench.editors.editor import Editor
 from topi.bench.results.probe_run import ProbeRun
 from topi.bench.runs.resume import Row, collect
 from topi.bench.studies.observation import observe, origin_of, stack
-from topi.methods.attention_probe import AttentionProbe
-from topi.methods.topi import select
+from topi.methods.paper.topi import smallest_set
+from topi.methods.probes.attention_probe import AttentionProbe
 
 
 def probe(
@@ -62,7 +62,7 @@ def token_arrays(seen: AttentionProbe, layers: Sequence[int], tau: float) -> dic
     influence = (influence / influence.mean(-1, keepdims=True)).mean(0)
     kept = np.zeros(influence.shape, bool)
     for step, scores in enumerate(influence):
-        kept[step, select(torch.from_numpy(scores), tau).numpy()] = True
+        kept[step] = smallest_set(torch.from_numpy(scores), tau).numpy()
     return {
         "mass": mass,
         "attention": attention.astype(np.float16),

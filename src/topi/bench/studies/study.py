@@ -172,7 +172,7 @@ def probe(overrides: Sequence[str]) -> ProbeRun:
     study = Study(config)
 
     from topi.bench.studies import probing
-    from topi.methods.topi import DEFAULT_TAU
+    from topi.methods.paper.topi import DEFAULT_TAU
 
     layers, tau = study.layers(), DEFAULT_TAU if config.tau is None else config.tau
     run = probe_run(config.store, study.key(layers=layers, tau=tau))

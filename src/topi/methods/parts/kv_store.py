@@ -9,8 +9,8 @@ from torch import Tensor
 from topi.engine import FULL, Plan, ReusesKeys
 from topi.methods.base import Call
 from topi.methods.parameters import check_at_least_zero
-from topi.methods.schedule import AnchorSchedule
-from topi.methods.temporal import relative_change
+from topi.methods.parts.schedule import AnchorSchedule
+from topi.methods.parts.temporal import relative_change
 
 Pair = tuple[Tensor, Tensor]
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from topi.engine import SkipsLayers
 from topi.methods.base import BlockInput, Call, Method
-from topi.methods.magcache import magnitude_ratio
-from topi.methods.temporal import relative_change
+from topi.methods.caches.magcache import magnitude_ratio
+from topi.methods.parts.temporal import relative_change
 
 
 @dataclass

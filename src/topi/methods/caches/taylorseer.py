@@ -13,7 +13,7 @@ from torch import Tensor
 
 from topi.methods.base import BlockInput, Call
 from topi.methods.parameters import check_whole
-from topi.methods.temporal import Memory, TemporalCache
+from topi.methods.parts.temporal import Memory, TemporalCache
 
 
 def backward_differences(now: Tensor, before: list[Tensor], gap: int, order: int) -> list[Tensor]:

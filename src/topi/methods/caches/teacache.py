@@ -12,7 +12,7 @@ from torch import Tensor
 
 from topi.methods.base import BlockInput, Call
 from topi.methods.parameters import check_at_least_zero, check_each, check_finite
-from topi.methods.temporal import Memory, TemporalCache, relative_change
+from topi.methods.parts.temporal import Memory, TemporalCache, relative_change
 
 
 def rescale(change: float, coefficients: Sequence[float], ceiling: float) -> float:

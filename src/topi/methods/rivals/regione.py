@@ -16,8 +16,8 @@ from torch import Tensor
 from topi.engine import FreezesTargets
 from topi.errors import ToPiError
 from topi.methods.base import Call
-from topi.methods.kv_store import KVReuse, Pair, take
 from topi.methods.parameters import check_number, check_whole
+from topi.methods.parts.kv_store import KVReuse, Pair, take
 from topi.models import ModelFacts
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from topi.errors import ToPiError
 from topi.methods.base import Call
-from topi.methods.coverage import Neighbourhood, covering_gains, neighbourhood
+from topi.methods.paper.topi import ToPi
 from topi.methods.parameters import check_one_of, check_share, check_whole
-from topi.methods.topi import ToPi
+from topi.methods.parts.coverage import Neighbourhood, covering_gains, neighbourhood
 from topi.models import Layout
 
 REDRAWS = ("anchor", "step")
@@ -92,7 +92,7 @@ class ToPiCover(ToPi):
 
     def settle(self, call: Call) -> None:
         """After an anchor, hold the scores from which the masks of the steps after it are made."""
-        scores, mask = self.combined(call, self._scores), self._mask_of(call.branch)
+        scores, mask = self.combined(call, self._scores), self.mask_of(call.branch)
         if self.draws:
             scores = self._weights[mask] = scores.cpu()
         if not self.covers:
@@ -109,7 +109,7 @@ class ToPiCover(ToPi):
         """The mask whose turn it is; a branch that has seen no anchor keeps all."""
         if not self.covers:
             return super().kept(call)
-        mask = self._mask_of(call.branch)
+        mask = self.mask_of(call.branch)
         if mask not in self._weights:
             return None
         turn = call.turn if self.redraw == "step" else self._scored_step

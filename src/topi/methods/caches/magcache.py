@@ -19,7 +19,7 @@ from topi.methods.parameters import (
     check_share,
     check_whole,
 )
-from topi.methods.temporal import Memory, TemporalCache
+from topi.methods.parts.temporal import Memory, TemporalCache
 
 
 def nearest(ratios: Sequence[float], count: int) -> list[float]:

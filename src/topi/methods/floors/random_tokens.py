@@ -9,7 +9,7 @@ from torch import Tensor
 
 from topi.methods.base import Call
 from topi.methods.parameters import check_one_of, check_share, check_whole
-from topi.methods.pruner import ReferencePruner
+from topi.methods.parts.pruner import ReferencePruner
 
 REDRAWS = ("anchor", "step")
 

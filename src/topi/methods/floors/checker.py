@@ -8,7 +8,7 @@ from torch import Tensor
 
 from topi.methods.base import Call
 from topi.methods.parameters import check_one_of
-from topi.methods.pruner import ReferencePruner, round_up
+from topi.methods.parts.pruner import ReferencePruner, round_up
 
 FLIPS = ("never", "anchor", "step")
 

@@ -40,8 +40,8 @@ from topi.methods.parameters import (
     check_whole,
     check_window,
 )
-from topi.methods.toma import tiles
-from topi.methods.tomesd import BagMerge, bipartite_soft_matching, image_numbers
+from topi.methods.rivals.toma import tiles
+from topi.methods.rivals.tomesd import BagMerge, bipartite_soft_matching, image_numbers
 from topi.models import ModelFacts
 
 Grid = tuple[int, int]

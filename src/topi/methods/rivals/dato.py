@@ -27,8 +27,8 @@ from topi.engine import CompletesOutput, MergesTokens, SkipsLayers
 from topi.errors import ToPiError
 from topi.methods.base import BlockInput, Call, Merge, Method
 from topi.methods.parameters import check_each, check_number, check_share, check_whole, check_window
-from topi.methods.sdtm import highest_in_window, windows
-from topi.methods.tomesd import bipartite_soft_matching
+from topi.methods.rivals.sdtm import highest_in_window, windows
+from topi.methods.rivals.tomesd import bipartite_soft_matching
 from topi.models import ModelFacts
 
 

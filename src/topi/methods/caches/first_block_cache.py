@@ -13,7 +13,7 @@ from torch import Tensor
 from topi.errors import ToPiError
 from topi.methods.base import BlockInput, Call, Method
 from topi.methods.parameters import check_number, check_one_of, check_whole
-from topi.methods.temporal import Memory, TemporalCache, relative_change
+from topi.methods.parts.temporal import Memory, TemporalCache, relative_change
 from topi.models import ModelFacts
 
 ROWS = ("image", "target")

@@ -13,10 +13,10 @@ from torch import Tensor
 from topi.engine.transfer import send, send_all
 from topi.errors import ToPiError
 from topi.methods.base import Call
-from topi.methods.kv_store import Drift, KVReuse, KVStore, Pair, check_drift, take
+from topi.methods.ours.topi_cover import ToPiCover
 from topi.methods.parameters import check_one_of, check_share, check_whole
-from topi.methods.topi import static_set
-from topi.methods.topi_cover import ToPiCover
+from topi.methods.parts.anchor_masks import static_set
+from topi.methods.parts.kv_store import Drift, KVReuse, KVStore, Pair, check_drift, take
 from topi.models import Layout, ModelFacts
 
 SELECTIONS = ("cover", "top")
@@ -145,7 +145,7 @@ class ToPiKV(KVReuse, ToPiCover):
         """Store what live tokens are now, and see how far the target's keys have drifted."""
         super().attend(call, layer, query, key, value, mask)
         if (live := self.live_tokens(call)) is not None and layer >= self.front_layers:
-            rows = self._live[self._mask_of(call.branch)][2]
+            rows = self._live[self.mask_of(call.branch)][2]
             pair = self._store.get(call.branch, layer)
             for stored, new in zip(pair, (key, value), strict=True):
                 stored[:, rows] = new[:, -len(live) :]
@@ -169,7 +169,7 @@ class ToPiKV(KVReuse, ToPiCover):
         weights = [self.combined(call, self._scores)] if self.draws else []
         read = torch.cat([torch.stack(masks), *weights]).cpu()  # together, to wait only once
         kept = [mask.nonzero().flatten() for mask in read[: len(masks)]]
-        mask = self._mask_of(call.branch)
+        mask = self.mask_of(call.branch)
         self._weights[mask] = read[len(masks) :]
         self._layer_kept[mask] = dict(zip(self._layer_scores, kept, strict=True))
         self._kept[mask] = torch.cat(kept).unique()
@@ -187,7 +187,7 @@ class ToPiKV(KVReuse, ToPiCover):
         """The tokens whose turn it is to be computed: ascending indices, None for none."""
         if not self.live or self.runs_in_full(call):
             return None
-        mask = self._mask_of(call.branch)
+        mask = self.mask_of(call.branch)
         if self._live.get(mask, (None,))[0] != call.turn:
             with call.timed("selection_seconds"):
                 tokens = self.in_turn(
@@ -208,7 +208,7 @@ class ToPiKV(KVReuse, ToPiCover):
 
     def _seen_by_layers(self, call: Call, layers: list[int]) -> tuple[Tensor, dict[int, Tensor]]:
         """The kept tokens, and on the device those of each layer that the call does not compute."""
-        own = self._layer_kept.get(self._mask_of(call.branch))
+        own = self._layer_kept.get(self.mask_of(call.branch))
         kept, live = self.kept(call), self.live_tokens(call)
         if live is not None:
             kept = torch.cat([kept, live]).unique()

@@ -12,7 +12,7 @@ from torch import Tensor
 from topi.engine import Plan
 from topi.errors import ToPiError
 from topi.methods.base import Call
-from topi.methods.kv_store import Drift, KVReuse, check_drift
+from topi.methods.parts.kv_store import Drift, KVReuse, check_drift
 from topi.models import ModelFacts
 
 

@@ -8,7 +8,7 @@ from topi.engine import WatchesAttention
 from topi.engine.attention import context_sensitivity, reference_attention
 from topi.methods.base import Call, Method
 from topi.methods.parameters import check_layers
-from topi.methods.topi import value_norms
+from topi.methods.parts.scores import value_norms
 from topi.models import ModelFacts
 
 Key = tuple[int, str, int]

@@ -9,7 +9,7 @@ from torch import Tensor
 from topi.engine import FULL, GathersStates, Plan
 from topi.methods.base import Call
 from topi.methods.parameters import check_one_of, check_whole
-from topi.methods.schedule import AnchorSchedule
+from topi.methods.parts.schedule import AnchorSchedule
 
 DROPPED = ("prune", "merge")
 

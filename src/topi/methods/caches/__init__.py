@@ -1,0 +1,1 @@
+"""Step caches, which skip steps and stack with the other methods."""

@@ -1,0 +1,1 @@
+"""Methods of this repository that go beyond the paper."""

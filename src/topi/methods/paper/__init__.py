@@ -1,0 +1,1 @@
+"""The method of the paper (arXiv 2602.01609)."""

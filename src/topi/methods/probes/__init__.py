@@ -1,0 +1,1 @@
+"""What watches a model and changes nothing."""

@@ -1,0 +1,1 @@
+"""Rivals of the paper and of others, after their released code."""
