@@ -32,7 +32,7 @@ LONG_FILES = {
     "src/topi/bench/standins/run.py",
     "src/topi/engine/hooks.py",
     "src/topi/engine/session.py",
-    "src/topi/methods/sdtm.py",
+    "src/topi/methods/rivals/sdtm.py",
     "tests/bench/data/test_anyedit.py",
     "tests/bench/results/test_compact.py",
     "tests/bench/results/test_mend.py",

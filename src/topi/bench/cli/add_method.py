@@ -63,7 +63,8 @@ def check_name(name: str) -> None:
     """
     from topi import methods  # loads torch
 
-    modules = {module.name.rpartition(".")[2] for module in pkgutil.walk_packages(methods.__path__)}
+    found = pkgutil.walk_packages(methods.__path__, f"{methods.__name__}.")
+    modules = {module.name.rpartition(".")[2] for module in found}
 
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise ToPiError(
