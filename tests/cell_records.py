@@ -1,6 +1,7 @@
-"""Records of a cell with every field that has to be there, and how such records get damaged."""
+"""Records of a cell with every field that has to be there, how they get damaged and grow old."""
 
 import json
+import os
 
 OTHERS = (None, True, -1, 1.5, 10**30, "", "../x", [], [[]], {}, {"x": []}, [None], float("nan"))
 DEEP = "@deep@"
@@ -41,3 +42,12 @@ def mutated(content, dice):
     else:
         inside[key] = DEEP if choice == "deep" else dice.choice(OTHERS)
     return json.dumps(content).replace(f'"{DEEP}"', "[" * 5000 + "]" * 5000)
+
+
+def settle(store, seconds=3600):
+    """Let time pass since the cells were written."""
+    for cell in (store.root / "cells").iterdir():
+        then = cell.stat().st_mtime_ns - seconds * 10**9
+        for folder in (cell, cell / "images"):
+            if folder.exists():
+                os.utime(folder, ns=(then, then))

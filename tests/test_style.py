@@ -34,8 +34,6 @@ LONG_FILES = {
     "src/topi/engine/session.py",
     "src/topi/methods/rivals/sdtm.py",
     "tests/bench/data/test_anyedit.py",
-    "tests/bench/results/test_compact.py",
-    "tests/bench/results/test_mend.py",
     "tests/bench/runs/test_faults.py",
     "tests/bench/speed/test_speed.py",
     "tests/bench/standins/test_model_card.py",

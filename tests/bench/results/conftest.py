@@ -1,10 +1,18 @@
-"""A process that dies at a line of this package's code, counted as they are executed."""
+"""Processes that die at a line of this package's code, and stores with many drawn cells."""
 
+import importlib.util
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
+from cell_records import settle
+
+from topi.bench.results import Store
+
+ROOT = Path(__file__).resolve().parents[3]
+SAMPLES = 8
 
 
 def die_after(lines, action):
@@ -49,3 +57,22 @@ class Kill:
 @pytest.fixture
 def kill():
     return Kill()
+
+
+@pytest.fixture(scope="session")
+def synthesise():
+    path = ROOT / "experiments" / "scale" / "synthesise.py"
+    spec = importlib.util.spec_from_file_location("synthesise", path)
+    synthesise = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(synthesise)
+    synthesise.DRAWN = 50
+    return synthesise.synthesise
+
+
+@pytest.fixture(scope="session")
+def drawn(synthesise, tmp_path_factory):
+    """30 cells, one of them half finished."""
+    store = Store(tmp_path_factory.mktemp("drawn") / "store")
+    synthesise(store.root, 30, SAMPLES)
+    settle(store)
+    return store

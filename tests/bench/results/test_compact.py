@@ -1,16 +1,15 @@
 """Finished cells in Parquet: the same numbers, few files, and nothing lost at any moment."""
 
-import importlib.util
 import json
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 
 import cell_records
 import pandas as pd
 import pytest
+from cell_records import settle
 from PIL import Image
 
 from topi.bench.cli import main as cli
@@ -21,49 +20,11 @@ from topi.bench.results import compact as module
 from topi.bench.results.compact import compact
 from topi.bench.results.segments import FOLDER, Segments
 
-ROOT = Path(__file__).resolve().parents[3]
 IMAGE = Image.new("RGB", (8, 8))
 SAMPLES = 8
 LOOSE = {"check_dtype": False, "check_categorical": False, "check_like": True}
 ROW = {k: v for k, v in cell_records.row("b").items() if k != "psnr"}
 NAN = {"psnr": float("nan")}
-opened: list[str] | None = None
-
-
-def count_opens(event, arguments):
-    if opened is not None and event == "open":
-        opened.append(str(arguments[0]))
-
-
-sys.addaudithook(count_opens)
-
-
-@pytest.fixture(scope="session")
-def synthesise():
-    path = ROOT / "experiments" / "scale" / "synthesise.py"
-    spec = importlib.util.spec_from_file_location("synthesise", path)
-    synthesise = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(synthesise)
-    synthesise.DRAWN = 50
-    return synthesise.synthesise
-
-
-def settle(store, seconds=3600):
-    """Let time pass since the cells were written."""
-    for cell in (store.root / "cells").iterdir():
-        then = cell.stat().st_mtime_ns - seconds * 10**9
-        for folder in (cell, cell / "images"):
-            if folder.exists():
-                os.utime(folder, ns=(then, then))
-
-
-@pytest.fixture(scope="session")
-def drawn(synthesise, tmp_path_factory):
-    """30 cells, one of them half finished."""
-    store = Store(tmp_path_factory.mktemp("drawn") / "store")
-    synthesise(store.root, 30, SAMPLES)
-    settle(store)
-    return store
 
 
 @pytest.fixture
@@ -120,7 +81,7 @@ def test_a_compacted_store_says_the_same(store, drawn):
 
 def test_infinite_and_missing_scores_are_counted_apart(store):
     cell = store.load_cells()[0]
-    lines = files.read_lines(cell.path / "rows.jsonl")[0]
+    lines = files.read_lines(cell.path / "rows.jsonl")
     lines[0]["psnr"], lines[4]["lpips"] = float("inf"), None
     files.write_lines(cell.path / "rows.jsonl", lines)
     settle(store)
@@ -193,46 +154,6 @@ def test_a_compacted_cell_that_loses_a_picture_is_looked_at_again(store):
     settle(store)
     store.compact()
     assert cell.key not in held(store)
-
-
-def files_opened(action):
-    global opened
-    opened = []
-    try:
-        action()
-        return opened
-    finally:
-        opened = None
-
-
-def test_reading_many_cells_opens_few_files(synthesise, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "TOGETHER", 10)
-    monkeypatch.setattr(cli, "LISTED", 5)
-    read = []
-    real = module.pq.ParquetFile
-    monkeypatch.setattr(
-        module.pq, "ParquetFile", lambda path, **more: (read.append(path), real(path, **more))[1]
-    )
-    for count in (20, 40):
-        store = Store(tmp_path / str(count))
-        synthesise(store.root, count, SAMPLES)
-        settle(store)
-        assert store.compact() == count - 1
-        (unfinished,) = [cell for cell in store.load_cells() if not cell.complete]
-        read.clear()
-        looked = files_opened(lambda s=store: cli.main(["status", "--store", str(s.root)]))
-        ours = {Path(path).parent for path in looked if str(store.root) in path}
-        assert ours == {unfinished.path}
-        assert len(read) == count / 10  # one for each segment
-        told = capsys.readouterr().out
-        assert ["flux_kontext", "complete", str(count - 1)] in [x.split() for x in told.split("\n")]
-        assert unfinished.key in told
-        read.clear()
-        looked = files_opened(lambda s=store: s.moments(SCORES))
-        assert {Path(path).parent for path in looked if str(store.root) in path} == {
-            unfinished.path
-        }
-        assert len(read) == 2 * count / 10
 
 
 def test_a_cell_that_goes_on_is_read_from_its_log(store):

@@ -319,50 +319,12 @@ def test_an_attempt_without_rows_counts_for_nothing(tmp_path):
     assert "resumed" not in cell.manifest
 
 
-@pytest.mark.parametrize(
-    "name", ["../x", "..", "", "/etc/passwd", "a\\b", "a\0b", "x" * 201, 7, None]
-)
-def test_no_name_leads_out_of_the_store(tmp_path, name):
-    store = Store(tmp_path / "store")
-    full, cell = store.full("m"), store.cell("m")
-    (tmp_path / "store").mkdir()
-    for attempt in (
-        lambda: store.cell(name),
-        lambda: store.full(name),
-        lambda: full.image(name),
-        lambda: full.references(name),
-        lambda: full.add(name, IMAGE, [IMAGE]),
-        lambda: cell.add_row({"sample": name}, IMAGE, None),
-    ):
-        with pytest.raises(ToPiError, match="cannot name a file"):
-            attempt()
-    assert not list((tmp_path / "store").iterdir())
-
-
 def test_a_row_from_a_stranger_names_no_other_file(cell):
     with (cell.path / "rows.jsonl").open("a") as file:
         file.write(json.dumps(row("../../../secret")) + "\n")
     with pytest.raises(ToPiError, match="cannot name a file"):
         _ = cell.rows
     assert "cannot name a file" in cell.state
-
-
-def test_a_sample_is_no_pattern(tmp_path):
-    full = Store(tmp_path).full("m")
-    full.add("abc", IMAGE, [IMAGE])
-    assert full.references("*") == []
-
-
-def test_a_damaged_full_output_makes_room(tmp_path):
-    full = Store(tmp_path).full("m")
-    full.add("a", IMAGE, [])
-    path = full.path / "images" / "a.png"
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ToPiError, match="cannot be read"):
-        full.image("a")
-    full.set_aside("a")
-    assert full.image("a") is None
-    assert path.with_suffix(".damaged").is_file()
 
 
 def test_files_read_json_wants_an_object(tmp_path):

@@ -183,3 +183,41 @@ def test_rows_of_a_damaged_cell_are_left_out_of_those_of_all(cell, tmp_path, cap
     assert set(store.rows()["cell"]) == {"other"}
     assert len(store.moments(["psnr"])) == 1
     assert f"left out: {cell.key} is damaged" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "..", "", "/etc/passwd", "a\\b", "a\0b", "x" * 201, 7, None]
+)
+def test_no_name_leads_out_of_the_store(tmp_path, name):
+    store = Store(tmp_path / "store")
+    full, cell = store.full("m"), store.cell("m")
+    (tmp_path / "store").mkdir()
+    for attempt in (
+        lambda: store.cell(name),
+        lambda: store.full(name),
+        lambda: full.image(name),
+        lambda: full.references(name),
+        lambda: full.add(name, IMAGE, [IMAGE]),
+        lambda: cell.add_row({"sample": name}, IMAGE, None),
+    ):
+        with pytest.raises(ToPiError, match="cannot name a file"):
+            attempt()
+    assert not list((tmp_path / "store").iterdir())
+
+
+def test_a_sample_is_no_pattern(tmp_path):
+    full = Store(tmp_path).full("m")
+    full.add("abc", IMAGE, [IMAGE])
+    assert full.references("*") == []
+
+
+def test_a_damaged_full_output_makes_room(tmp_path):
+    full = Store(tmp_path).full("m")
+    full.add("a", IMAGE, [])
+    path = full.path / "images" / "a.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ToPiError, match="cannot be read"):
+        full.image("a")
+    full.set_aside("a")
+    assert full.image("a") is None
+    assert path.with_suffix(".damaged").is_file()

@@ -34,7 +34,7 @@ def test_a_killed_batch_loses_no_finished_row(tmp_path):
     rows = collect_batches(SAMPLES, rows_of, "t", path, 3)
     assert seen == [["s0", "s1", "s2"], ["s3", "s4", "s5"], ["s4", "s5", "s6"]]
     assert [row["n"] for row in rows] == list(range(7))
-    assert rows == files.read_lines(path)[0]
+    assert rows == files.read_lines(path)
     assert collect_batches(SAMPLES, None, "t", path, 3) == rows
 
 

@@ -12,9 +12,9 @@ from topi.bench.editors.random import weightless
 from topi.bench.report.cost_table import check_table, cost_table
 from topi.bench.report.text_table import to_markdown
 from topi.bench.results.bench_run import bench_run, load_benches
-from topi.bench.results.gpus import GPUS
 from topi.bench.runs import experiment
 from topi.bench.speed.cost import CostModel, shown
+from topi.bench.speed.gpus import GPUS
 from topi.bench.speed.predict import compare_measured, cost_model, predict, read_predict
 from topi.errors import ToPiError
 from topi.methods import METHODS, make_method

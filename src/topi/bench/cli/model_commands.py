@@ -137,7 +137,7 @@ def predict(overrides: PredictOverrides = None, out: OutOption = REPORT) -> None
     from topi.bench.report.cost_table import check_table, cost_curves, cost_table
     from topi.bench.report.figures import save
     from topi.bench.report.text_table import to_markdown
-    from topi.bench.results.gpus import gpu_named
+    from topi.bench.speed.gpus import gpu_named
     from topi.bench.speed.predict import predict as run
 
     def progress(line: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A store small enough to be committed: what the report shows, and a few pictures."""
+"""`topi export`: what the report shows, and a few pictures, small enough to be committed."""
 
 from __future__ import annotations
 
@@ -93,10 +93,10 @@ def check_replaceable(out: Path) -> None:
 def _names(folder: Path) -> dict[str, Any]:
     """What the mark of an export says of its other files: their number, a hash of their names."""
     names = []
-    for place, folders, found in os.walk(folder):
+    for place, folders, plain in os.walk(folder):
         links = [name for name in folders if (Path(place) / name).is_symlink()]
-        empty = [""] if not folders and not found else []
-        names += [(Path(place) / name).relative_to(folder) for name in (*found, *links, *empty)]
+        empty = [""] if not folders and not plain else []
+        names += [(Path(place) / name).relative_to(folder) for name in (*plain, *links, *empty)]
     others = sorted(name.as_posix() for name in names if name != Path(MARK))
     return {"files": len(others), "names": digest(others)}
 
@@ -128,17 +128,17 @@ def _replacing(out: Path) -> Iterator[Path]:
 
 def _chosen(store: Store, per_category: int) -> tuple[dict[str, Run], list[tuple[str, list[str]]]]:
     """The cells to export by their keys, and the keys of those with pictures, with the samples."""
-    found = suites(store)
+    models = suites(store)
     runs: dict[str, Run] = {}
     pictured: list[tuple[str, list[str]]] = []
     for name in (*NEEDS, "leaderboard"):
-        for suite in suites_of(name, found):
+        for suite in suites_of(name, models):
             whole = {x: run for x in labels_of(name, [suite]) if (run := suite.run(x)).complete}
             runs |= {key: run for run in whole.values() for key in run.keys}
             shown = [run for label, run in whole.items() if label in PICTURED]
             if name.startswith("fig") and shown:
-                each = SEVERAL * per_category if name == "fig9" else per_category
-                samples = shown_samples(store, shown, each)
+                count = SEVERAL * per_category if name == "fig9" else per_category
+                samples = shown_samples(store, shown, count)
                 pictured += [(key, samples) for run in shown for key in run.keys]
     return runs, pictured
 
@@ -182,7 +182,7 @@ def _content(path: Path) -> bytes:
 
 
 def published(content: Any) -> Any:
-    """Plain data without what is nobody's business: names of hosts, and folders of a machine."""
+    """Plain data without names of hosts and without folders of a machine."""
     if isinstance(content, dict):
         return {name: published(value) for name, value in content.items() if name != "host"}
     if isinstance(content, list):

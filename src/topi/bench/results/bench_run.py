@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,69 +23,41 @@ import pandas as pd
 
 from topi.bench.results import files
 from topi.bench.results.links import linked
-from topi.bench.results.mend import mend_lines, mend_manifest
+from topi.bench.results.mend import mend_lines
 from topi.bench.results.packed import store_folder
 from topi.bench.results.records import BenchManifest, BenchRow
+from topi.bench.results.study_folder import StudyFolder
 from topi.errors import ToPiError
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 2
-AGAIN = "run `topi bench` again, which sets it aside."
-
 
 @dataclass(frozen=True)
-class BenchRun:
-    """One benchmark; reading it needs no torch."""
+class BenchRun(StudyFolder):
+    """One benchmark."""
 
-    path: Path
-
-    @property
-    def key(self) -> str:
-        """The name of its folder."""
-        return self.path.name
-
-    @cached_property
-    def manifest(self) -> dict[str, Any]:
-        """What was run.
-
-        Raises:
-            ToPiError: it is damaged or of another schema.
-        """
-        content = files.read_json(self.path / "manifest.json", BenchManifest, AGAIN)
-        return {name: value for name, value in content.items() if name != "schema"}
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """The timed pairs, in the order in which they came."""
-        return files.read_lines(self.path / "rows.jsonl", BenchRow)[0]
+    MANIFEST, ROW = BenchManifest, BenchRow
+    SCHEMA = 2
+    AGAIN = "run `topi bench` again, which sets it aside."
 
     @property
     def frame(self) -> pd.DataFrame:
         """The same as a frame."""
         return pd.DataFrame(self.rows)
 
-    def lock(self) -> AbstractContextManager[bool]:
-        """Yields whether this process may write."""
-        return files.lock(self.path / ".lock")
-
     def start(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest, once; set aside what is damaged."""
-        if mend_manifest(self.path, BenchManifest) is None:
-            self._write({**manifest, "refused": {}})
-        mend_lines(self.path, "rows.jsonl", BenchRow, id)
+        self.begin({**manifest, "refused": {}})
+        mend_lines(self.path, self.rows_file.name, BenchRow, id)
 
     def refuse(self, label: str, reason: str) -> None:
         """Note in the manifest that a line cannot be measured, and why."""
-        self._write(self.manifest | {"refused": {**self.manifest["refused"], label: reason}})
-
-    def _write(self, manifest: Mapping[str, Any]) -> None:
-        files.write_json(self.path / "manifest.json", {"schema": SCHEMA, **manifest})
-        self.__dict__.pop("manifest", None)  # not cached from before
+        refused = {**self.manifest["refused"], label: reason}
+        self.write_manifest(self.manifest | {"refused": refused})
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a timed pair."""
-        files.append(self.path / "rows.jsonl", row)
+        files.append(self.rows_file, row)
 
 
 def bench_run(store: Path | str, key: str) -> BenchRun:

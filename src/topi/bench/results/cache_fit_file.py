@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, NotRequired
@@ -12,8 +11,7 @@ from typing_extensions import TypedDict
 
 from topi.bench.results import files
 from topi.bench.results import validation as schema
-from topi.bench.results.calibration_file import Origin
-from topi.errors import ToPiError
+from topi.bench.results.calibration_file import Origin, check_weights
 
 SCHEMA = 1
 """Of the JSON; a file of another schema is refused."""
@@ -66,19 +64,13 @@ class CacheFit:
         Raises:
             ToPiError: the fit is of other weights.
         """
-        if (own := self.origin.get("weights")) != weights:
-            raise ToPiError(
-                f"This cache fit of {self.origin.get('model')} is of the weights {own}, but the "
-                f"model has {weights}: run `topi fit-cache` on this model."
-            )
+        check_weights("cache fit", self.origin, weights, "run `topi fit-cache` on this model")
         return self.caches
 
 
 def write_cache_fit(path: Path, fit: CacheFit) -> None:
-    """Write the JSON in one step; one line per part."""
-    parts = {"schema": SCHEMA, **asdict(fit)}
-    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in parts.items()]
-    files.write(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    """Write it as JSON, in one step."""
+    files.write_parts(path, {"schema": SCHEMA, **asdict(fit)})
 
 
 def read_cache_fit(path: Path | str) -> CacheFit:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, NotRequired
 
 from pydantic import AfterValidator, ConfigDict, Field
 from typing_extensions import TypedDict
@@ -91,6 +90,22 @@ class Stability:
     frequency: tuple[schema.Share, ...]
 
 
+def check_weights(kind: str, origin: Origin, weights: str, remedy: str) -> None:
+    """Raise a ToPiError unless a result is of these weights.
+
+    Args:
+        kind: of the result.
+        origin: of the result.
+        weights: the fingerprint of the model that is to use it.
+        remedy: what to do if it is not.
+    """
+    if (own := origin.get("weights")) != weights:
+        raise ToPiError(
+            f"This {kind} of {origin.get('model')} is of the weights {own}, but the model has "
+            f"{weights}: {remedy}."
+        )
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What `topi calibrate` writes and `layers=representative` reads.
@@ -123,23 +138,19 @@ class Calibration:
         Raises:
             ToPiError: it was calibrated on other weights.
         """
-        if (own := self.origin.get("weights")) != weights:
-            raise ToPiError(
-                f"This calibration of {self.origin.get('model')} is of the weights {own}, but the "
-                f"model has {weights}: run `topi calibrate` on this model, or name the layers "
-                "with method.layers=[...]."
-            )
+        check_weights(
+            "calibration",
+            self.origin,
+            weights,
+            "run `topi calibrate` on this model, or name the layers with method.layers=[...]",
+        )
         return self.layers
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data, as it is written."""
-        return {"schema": SCHEMA, "layers": list(self.layers), **asdict(self)}
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
-    """Write the JSON in one step; one line per part, as the curves are long."""
-    parts = [f"{json.dumps(key)}: {json.dumps(v)}" for key, v in calibration.as_dict().items()]
-    files.write(path, ("{\n" + ",\n".join(parts) + "\n}\n").encode())
+    """Write it as JSON, in one step."""
+    content = {"schema": SCHEMA, "layers": list(calibration.layers), **asdict(calibration)}
+    files.write_parts(path, content)
 
 
 def read_calibration(path: Path | str) -> Calibration:

@@ -55,7 +55,7 @@ class Cell:
 
     @property
     def damage(self) -> str | None:
-        """What cannot be read, or is missing although the cell has ended; None: nothing."""
+        """What cannot be read, or is missing from a cell that has ended; None if all is well."""
         return self._check()[1]
 
     def _check(self) -> tuple[int | None, str | None]:
@@ -76,7 +76,7 @@ class Cell:
 
     @property
     def ended(self) -> bool:
-        """Did it end well? `complete` tells whether everything is still there."""
+        """True if it ended well; see `complete`."""
         return os.path.lexists(self.path / "complete.json")
 
     @property
@@ -123,16 +123,16 @@ class Cell:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The finished samples, in the order in which they came."""
-        return files.read_lines(self.path / "rows.jsonl", Row)[0]
+        return files.read_lines(self.path / "rows.jsonl", Row)
 
     @property
     def latency(self) -> list[dict[str, Any]]:
         """The timed pairs of runs."""
-        return files.read_lines(self.path / "latency.jsonl", Pair)[0]
+        return files.read_lines(self.path / "latency.jsonl", Pair)
 
     @property
     def complete(self) -> bool:
-        """Has it ended well, and is everything there that it had then?"""
+        """True if it ended well and nothing is missing or damaged since."""
         return bool(self.compacted) or (self.ended and self.damage is None)
 
     @property
@@ -150,8 +150,8 @@ class Cell:
             return done, "complete"
         parts = self.shards()
         done += sum(part.done for part in parts if part.damage is None)
-        running = any(files.is_locked(each.path / ".lock") for each in (self, *parts))
-        failed = [why for each in (self, *parts) if (why := each.failure) is not None]
+        running = any(files.is_locked(part.path / ".lock") for part in (self, *parts))
+        failed = [why for part in (self, *parts) if (why := part.failure) is not None]
         if failed and not running:
             return done, f"failed: {failed[0]}"
         return done, f"{'running' if running else 'partial'} {done}/{self.count}"
@@ -174,11 +174,11 @@ class Cell:
     def merging(self) -> Iterator[bool]:
         """Hold the cell for a moment, one shard after the other.
 
-        Yields whether we do: somebody may be computing all of it.
+        Yields False if another process holds the cell, as it computes all of it.
         """
-        with files.lock(self.path / ".merge", wait=True), self.lock() as ours:
+        with files.lock(self.path / ".merge", wait=True), self.lock() as held:
             self.__dict__.pop("manifest", None)  # others may have noted something
-            yield ours
+            yield held
 
     def shard(self, name: str) -> "Cell":
         """What one of several processes computes of it; a cell of its own until it is taken in."""
@@ -186,8 +186,8 @@ class Cell:
 
     def shards(self) -> list["Cell"]:
         """The shards that are not taken in yet."""
-        found = sorted(self._shards.glob("*"))
-        return [Cell(path) for path in found if path.is_dir() and not path.is_symlink()]
+        folders = sorted(self._shards.glob("*"))
+        return [Cell(path) for path in folders if path.is_dir() and not path.is_symlink()]
 
     @property
     def _shards(self) -> Path:
@@ -279,8 +279,8 @@ class Cell:
         """
         clear_up(self.path)
         for part in self.shards():
-            with part.lock() as ours:
-                if not ours:
+            with part.lock() as held:
+                if not held:
                     continue
                 if (known := mend(part.path, pictures=self.path)) is not None:
                     self._take_in(part, known, mixed)
@@ -325,7 +325,7 @@ class Cell:
         files.write_json(self.path / "complete.json", content)
 
     def fail(self, message: str) -> None:
-        """Say why this attempt ended. A store that takes no more files cannot be told."""
+        """Record why this attempt ended; if the disk is full, only the log says it."""
         try:
             files.write_json(self.path / "failed.json", {"message": message})
         except ToPiError as error:

@@ -63,8 +63,8 @@ def compact(root: Path, at_least: int = 1, seen: Segments | None = None) -> int:
     """
     if len(_finished(seen or Segments(root))) < max(at_least, 1):
         return 0
-    with files.lock(root / FOLDER / LOCK) as ours, files.writing(root / FOLDER):
-        return _compact(root, max(at_least, 1)) if ours else 0
+    with files.lock(root / FOLDER / LOCK) as held, files.writing(root / FOLDER):
+        return _compact(root, max(at_least, 1)) if held else 0
 
 
 def _finished(segments: Segments, now: int | None = None) -> list[str]:
@@ -88,8 +88,8 @@ def _compact(root: Path, at_least: int) -> int:
     number = max(used, default=-1)
     taken = 0
     for start in range(0, len(keys), TOGETHER):
-        found = [_read(root / "cells" / key, now) for key in keys[start : start + TOGETHER]]
-        if cells := [each for each in found if each is not None]:
+        lines = [_read(root / "cells" / key, now) for key in keys[start : start + TOGETHER]]
+        if cells := [line for line in lines if line is not None]:
             number += 1
             part = folder / f".{number}.part"
             part.mkdir()

@@ -97,17 +97,23 @@ def sync(path: Path) -> None:
 
 def numbered(folder: Path, name: str) -> list[Path]:
     """The pictures `<name>_<number>.png` of a folder, by their numbers."""
-    found = {}
+    by_number = {}
     for path in folder.glob(f"{glob.escape(name)}_*.png"):
         number = path.stem.removeprefix(f"{name}_")
         if number.isdecimal():  # `a_0_1` is of `a_0`
-            found[int(number)] = path
-    return [found[number] for number in sorted(found)]
+            by_number[int(number)] = path
+    return [by_number[number] for number in sorted(by_number)]
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write plain data as readable JSON, in one step."""
     write(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_parts(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object of JSON in one step, a line per field, as some are long lists."""
+    parts = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]
+    write(path, ("{\n" + ",\n".join(parts) + "\n}\n").encode())
 
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
@@ -191,16 +197,15 @@ def _content(path: Path) -> bytes:
         raise ToPiError(f"{path} cannot be read ({error.strerror}).") from error
 
 
-def scan_lines(path: Path, kind: Any = dict[str, Any]) -> tuple[list[dict[str, Any] | None], int]:
+def scan_lines(path: Path, kind: Any = dict[str, Any]) -> list[dict[str, Any] | None]:
     """`read_lines`, with None for every damaged line."""
-    lines, torn = _split(path)
     records: list[dict[str, Any] | None] = []
-    for line in lines:
+    for line in _split(path)[0]:
         try:
             records.append(_record(line, kind, path))
         except ToPiError:
             records.append(None)
-    return records, torn
+    return records
 
 
 def _split(path: Path) -> tuple[list[bytes], int]:
@@ -217,17 +222,17 @@ def _record(line: bytes, kind: Any, what: Path | str) -> Any:
     return parse(text, kind, what, AGAIN)
 
 
-def read_lines(path: Path, kind: Any = dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
-    """The records of a file of JSON lines, and the bytes of a torn last line (0: none is torn).
+def read_lines(path: Path, kind: Any = dict[str, Any]) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines, without a torn last one; none if there is no file.
 
     Args:
         kind: of the records, as for `topi.bench.results.validation.parse`.
 
     Raises:
-        ToPiError: a line before the last is damaged or not of this kind.
+        ToPiError: a line is damaged or not of this kind.
     """
-    lines, torn = _split(path)
-    return [_record(x, kind, f"Line {i} of {path}") for i, x in enumerate(lines, 1)], torn
+    lines = enumerate(_split(path)[0], 1)
+    return [_record(line, kind, f"Line {number} of {path}") for number, line in lines]
 
 
 def plain_lines(path: Path) -> bytes:
@@ -275,7 +280,7 @@ def resume_lines(path: Path, kind: Any = dict[str, Any]) -> list[dict[str, Any]]
         path.parent.mkdir(parents=True, exist_ok=True)
     if drop_torn_line(path):
         log.warning("dropped an unfinished last line of %s", path)
-    return read_lines(path, kind)[0]
+    return read_lines(path, kind)
 
 
 @contextmanager
@@ -310,7 +315,7 @@ def _lock(file: int, wait: bool) -> bool:
 
 
 def is_locked(path: Path) -> bool:
-    """Does some process hold this lock now?"""
+    """True if a process holds this lock now."""
     try:
         with open(path, opener=open_plain) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -42,13 +42,13 @@ def check_writable(path: Path | str) -> None:
     """Raise a ToPiError if this path is below a read-only store."""
     if is_read_only(path):
         raise ToPiError(
-            f"{path} is in a store that `topi export` wrote, which is only read: name another "
+            f"{path} is in a store that `topi export` wrote, which is read-only: name another "
             "store with store=PATH."
         )
 
 
 def linked(path: Path | str) -> bool:
-    """Is this path below a guarded folder, and itself a link or in a linked folder there?"""
+    """True if this path is in a guarded folder, and is a link or in a linked folder there."""
     return any(part.is_symlink() for part in _inside(path))
 
 

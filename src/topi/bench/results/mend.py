@@ -1,4 +1,4 @@
-"""Damage in a cell is set aside, told and computed again; never guessed at, never averaged over."""
+"""Damaged files of a cell are set aside and logged, and what they held is computed again."""
 
 import logging
 import os
@@ -120,7 +120,7 @@ def mend_lines(
     """
     if files.drop_torn_line(cell / name):
         log.warning("%s: dropped an unfinished last line of %s", cell.name, name)
-    records = files.scan_lines(cell / name, kind)[0]
+    records = files.scan_lines(cell / name, kind)
     sound: dict[Any, dict[str, Any]] = {}
     for record in filter(None, records):
         if (known := identity(record)) is not None:

@@ -23,7 +23,6 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,16 +33,15 @@ import pandas as pd
 from PIL import Image
 
 from topi.bench.results import files
-from topi.bench.results.mend import mend_lines, mend_manifest
+from topi.bench.results.mend import mend_lines
 from topi.bench.results.packed import store_folder
 from topi.bench.results.records import ProbeManifest, ProbeRow
 from topi.bench.results.sound_files import is_sound_archive, is_sound_image
+from topi.bench.results.study_folder import StudyFolder
 from topi.errors import ToPiError
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
-AGAIN = "probe again, which sets it aside."
 ARRAYS = ("mass", "attention", "representative", "influence", "kept")
 ARRAYS += ("rank_attention", "rank_influence")
 ABOUT = ("sample", "category", "task")
@@ -63,40 +61,21 @@ class Maps:
 
 
 @dataclass(frozen=True)
-class ProbeRun:
-    """One probe of a model on some data; reading it needs no torch."""
+class ProbeRun(StudyFolder):
+    """One probe of a model on some data."""
 
-    path: Path
-
-    @property
-    def key(self) -> str:
-        """The name of its folder."""
-        return self.path.name
-
-    @cached_property
-    def manifest(self) -> dict[str, Any]:
-        """What was run: `model`, `source`, `stacks`, `layers`, `tau`, `count`, ...
-
-        Raises:
-            ToPiError: it is damaged or of another schema.
-        """
-        content = files.read_json(self.path / "manifest.json", ProbeManifest, AGAIN)
-        return {name: value for name, value in content.items() if name != "schema"}
-
-    @property
-    def rows_file(self) -> Path:
-        """Where the rows are appended."""
-        return self.path / "rows.jsonl"
+    MANIFEST, ROW = ProbeManifest, ProbeRow
+    SCHEMA = 1
+    AGAIN = "probe again, which sets it aside."
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The finished samples, in the order of the data."""
-        rows = files.read_lines(self.rows_file, ProbeRow)[0]
-        return sorted(rows, key=lambda row: row["index"])
+        return sorted(super().rows, key=lambda row: row["index"])
 
     @property
     def complete(self) -> bool:
-        """Are all samples there with sound arrays? An export has few references."""
+        """True if all samples are there with sound arrays; an export has few references."""
         samples = {row["sample"] for row in self.rows if self._sound(row["sample"])}
         return len(samples) == self.manifest["count"]
 
@@ -109,15 +88,9 @@ class ProbeRun:
     def _references(self, sample: str) -> list[Path]:
         return files.numbered(self.path / "references", sample)
 
-    def lock(self) -> AbstractContextManager[bool]:
-        """Yields whether this process may write."""
-        return files.lock(self.path / ".lock")
-
     def start(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest, once; set aside what is damaged, and rows without sound arrays."""
-        if mend_manifest(self.path, ProbeManifest) is None:
-            files.write_json(self.path / "manifest.json", {"schema": SCHEMA, **manifest})
-        self.__dict__.pop("manifest", None)  # not cached from before
+        self.begin(manifest)
 
         def identity(row: Mapping[str, Any]) -> str | None:
             sample = row["sample"]
@@ -145,7 +118,7 @@ class ProbeRun:
             with np.load(io.BytesIO(files.read_bytes(path)), allow_pickle=False) as held:
                 arrays = {name: held[name] for name in ARRAYS}
         except Exception as error:  # a torn zip raises whatever its torn part suggests
-            raise ToPiError(f"{path} is damaged. To repair: {AGAIN}") from error
+            raise ToPiError(f"{path} is damaged. To repair: {self.AGAIN}") from error
         return Maps(**{k: a if a.dtype == bool else a.astype("f4") for k, a in arrays.items()})
 
     def references(self, sample: str) -> list[Image.Image]:
@@ -199,9 +172,9 @@ def load_probes(store: Path | str, weights: Mapping[str, str] | None = None) -> 
     for path in sorted(store_folder(store).glob("probe/*/manifest.json")):
         run = ProbeRun(path.parent)
         try:
-            told = run.manifest
-            known = (weights or {}).get(told["model"], told["weights"])
-            if run.complete and told["weights"] == known:
+            about = run.manifest
+            known = (weights or {}).get(about["model"], about["weights"])
+            if run.complete and about["weights"] == known:
                 runs.append(run)
         except ToPiError as error:
             log.warning("left out: %s", error)

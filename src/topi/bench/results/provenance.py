@@ -20,11 +20,11 @@ COMPUTING = ("models", "engine", "methods", "bench/data", "bench/editors", "benc
 SKEW = timedelta(minutes=5)
 """How far apart the clocks of two nodes may be."""
 JOB = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
-"""All that is told of the environment: it may hold keys."""
+"""The only environment variables that are recorded, as others may hold keys."""
 
 
 def provenance(device: str, threads: int, gpus: int = 0, cuda: str | None = None) -> dict[str, Any]:
-    """What must be told of the circumstances of a run.
+    """Under which conditions a run takes place.
 
     Args:
         device: the processor the model runs on, "cpu" or the name of the GPU.
@@ -53,7 +53,7 @@ def provenance(device: str, threads: int, gpus: int = 0, cuda: str | None = None
 
 
 def differences(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> list[str]:
-    """What must not change between the halves of a cell but did, in words.
+    """Sentences on what changed between two attempts at a cell and must not.
 
     The code that computes rows, the versions of what it stands on, and the direction of time.
     Machines, drivers, jobs and commits that touch other files may change; the GPU's name is part of
@@ -63,17 +63,17 @@ def differences(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> list[st
         earlier: manifest of the attempt before.
         later: manifest of this one.
     """
-    found = []
+    changes = []
     before, now = _moment(earlier.get("created")), _moment(later.get("created"))
     if before and now and now < before - SKEW:
-        found.append(f"the clock says {later['created']}, which is before {earlier['created']}")
+        changes.append(f"the clock says {later['created']}, which is before {earlier['created']}")
     if (before := earlier.get("code")) != (now := later.get("code")) and before and now:
-        found.append(f"code {before[:8]} is now {now[:8]}")
+        changes.append(f"code {before[:8]} is now {now[:8]}")
     before, now = earlier.get("versions") or {}, later.get("versions") or {}
     for name in sorted(before.keys() & now.keys() - {"topi"}):
         if before[name] != now[name]:
-            found.append(f"{name} {before[name]} is now {now[name]}")
-    return found
+            changes.append(f"{name} {before[name]} is now {now[name]}")
+    return changes
 
 
 def _moment(text: Any) -> datetime | None:
@@ -128,8 +128,8 @@ def _git(folder: Path, *arguments: str) -> bytes | None:
 @lru_cache
 def _driver() -> str | None:
     """The version of the NVIDIA driver."""
-    told = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return told.decode().split("\n")[0].strip() if told else None
+    output = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return output.decode().split("\n")[0].strip() if output else None
 
 
 def _output(*command: str) -> bytes | None:
@@ -142,10 +142,10 @@ def _output(*command: str) -> bytes | None:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions

@@ -100,9 +100,9 @@ class Segments:
     def __init__(self, root: Path) -> None:
         self.root = root
         names = [f"{name}.parquet" for name in ("cells", *RECORDS)]
-        found = (path.parent for path in (root / FOLDER).glob("*/cells.parquet"))
-        found = (p for p in found if is_segment(p) and not any(linked(p / n) for n in names))
-        self.folders = sorted(found, key=lambda path: int(path.name))
+        folders = (path.parent for path in (root / FOLDER).glob("*/cells.parquet"))
+        folders = (p for p in folders if is_segment(p) and not any(linked(p / n) for n in names))
+        self.folders = sorted(folders, key=lambda path: int(path.name))
 
     @cached_property
     def changed(self) -> dict[str, int]:
@@ -119,22 +119,22 @@ class Segments:
     @cached_property
     def cells(self) -> dict[Path, dict[str, Summary]]:
         """Segment -> key -> summary; every cell once, from the newest segment that holds it."""
-        found: dict[Path, dict[str, Summary]] = {}
+        cells: dict[Path, dict[str, Summary]] = {}
         seen: set[str] = set()
         for folder in reversed(self.folders):
             try:
                 keys, changed, *facts = _read_cells(folder)
             except DAMAGE as error:
                 _drop(folder, error)
-                found[folder] = {}
+                cells[folder] = {}
                 continue
-            found[folder] = {
+            cells[folder] = {
                 key: Summary(*about)
                 for key, when, *about in zip(keys, changed, *facts, strict=True)
                 if self.changed.get(key) == when and key not in seen
             }
-            seen |= found[folder].keys()
-        return found
+            seen |= cells[folder].keys()
+        return cells
 
     @cached_property
     def others(self) -> list[str]:
@@ -171,7 +171,7 @@ def is_segment(folder: Path) -> bool:
 
 
 def changed_at(cell: str | Path) -> int:
-    """When the folder of a cell or of its pictures changed last, in ns; 0: that cannot be told."""
+    """When the folder of a cell or of its pictures changed last, in ns; 0 if it is not there."""
     try:
         changed = os.lstat(cell).st_mtime_ns
     except OSError:

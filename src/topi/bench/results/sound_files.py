@@ -47,7 +47,7 @@ def _verify_archive(content: io.BytesIO) -> None:
 
 @lru_cache(maxsize=100_000)
 def _verified(path: Path, verify: Callable[[io.BytesIO], None], changed: int, size: int) -> bool:
-    """Whether a file is sound, which is found out once unless it changes."""
+    """Whether a file is sound; it is read once, and again when it has changed."""
     try:
         verify(io.BytesIO(read_bytes(path)))
     except Exception as error:  # a torn archive raises whatever its torn part suggests

@@ -161,7 +161,7 @@ class Store:
         frames = [pd.DataFrame(lines)]
         if cells is None and (tables := list(segments.scan(name))):
             frames.insert(0, concat(tables).to_pandas(split_blocks=True, self_destruct=True))
-        frame = pd.concat([each for each in frames if len(each)] or frames)
+        frame = pd.concat([part for part in frames if len(part)] or frames)
         if "label" in columns and len(frame):
             about = {cell.key: {n: cell.manifest[n] for n in CELL_COLUMNS[1:]} for cell in chosen}
             keys = frame["cell"].astype(object)  # a category cannot be mapped to dicts

@@ -80,14 +80,14 @@ def read_csv(path: Path | str, kind: type[T], again: str) -> list[T]:
     names = header[1]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ToPiError(f"{path} is not valid: it has the column {', '.join(sorted(twice))} twice.")
-    found = []
+    records = []
     for number, line in lines:
         where = f"{path}, line {number},"
         if len(line) != len(names):
             raise ToPiError(f"{where} has {len(line)} fields, but the header has {len(names)}.")
         record = dict(zip(names, line, strict=True))
-        found.append(parse(json.dumps(record), kind, where, again))
-    return found
+        records.append(parse(json.dumps(record), kind, where, again))
+    return records
 
 
 def read_text(path: Path | str, again: str) -> str:

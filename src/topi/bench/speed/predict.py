@@ -14,7 +14,6 @@ from topi.bench.config.compose import compose_study
 from topi.bench.report.speed_table import speed_lines
 from topi.bench.results import Cell, Store
 from topi.bench.results.bench_run import BenchRun, load_benches
-from topi.bench.results.gpus import Gpu, gpu_named
 from topi.bench.speed.benchmark import (
     BenchConfig,
     check_least,
@@ -23,6 +22,7 @@ from topi.bench.speed.benchmark import (
     random_weights,
     variants_of,
 )
+from topi.bench.speed.gpus import Gpu, gpu_named
 from topi.errors import ToPiError
 from topi.methods import METHODS, make_method
 from topi.models import Layout
