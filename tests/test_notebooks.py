@@ -2,13 +2,28 @@
 
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-execute = runpy.run_path(str(FOLDER / "execute.py"))["execute"]
+script = SimpleNamespace(**runpy.run_path(str(FOLDER / "execute.py")))
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    with script.one_kernel() as manager:
+        yield manager
+
+
+def test_a_notebook_starts_without_the_variables_of_another(kernel, tmp_path):
+    for content, left in (("x = 1", "False"), ("", "False")):
+        cells = [nbformat.v4.new_code_cell(f"print('x' in globals())\n{content}")]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "one.ipynb")
+        (cell,) = script.execute(tmp_path / "one.ipynb", kernel).cells
+        assert cell.outputs[0].text == f"{left}\n"
 
 
 def code(notebook):
@@ -16,8 +31,8 @@ def code(notebook):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs_and_gives_what_is_committed(path):
-    committed, again = code(nbformat.read(path, as_version=4)), code(execute(path))
+def test_notebook_runs_and_gives_what_is_committed(path, kernel):
+    committed, again = code(nbformat.read(path, as_version=4)), code(script.execute(path, kernel))
     assert [len(cell.outputs) for cell in committed] == [len(cell.outputs) for cell in again]
     assert [cell.execution_count for cell in committed] == list(range(1, len(committed) + 1))
 
