@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent
 
 @contextmanager
 def one_kernel() -> Iterator[AsyncKernelManager]:
-    """A kernel for several notebooks: to start one and import torch takes longer than to run one."""
+    """A kernel for several notebooks; to start one and import torch takes most of the time."""
     manager = NotebookClient(nbformat.v4.new_notebook()).create_kernel_manager()
     try:
         yield manager
