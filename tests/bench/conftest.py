@@ -148,11 +148,30 @@ def paper_root(paper_module, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def paper_page(paper_root, tmp_path_factory) -> Path:
-    """The page of that store."""
-    from topi.bench.report import build
+def paper_report(paper_root, tmp_path_factory):
+    """The page of that store, and the artefacts of the paper as `build_paper` returned them."""
+    from topi.bench.report import page
 
-    return build(paper_root, tmp_path_factory.mktemp("paper_page"), per_category=1)
+    papers, build_paper = [], page.build_paper
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            page, "build_paper", lambda *given: papers.append(build_paper(*given)) or papers[0]
+        )
+        path = page.build(paper_root, tmp_path_factory.mktemp("paper_page"), per_category=1)
+    return path, papers[0]
+
+
+@pytest.fixture(scope="session")
+def paper_page(paper_report) -> Path:
+    return paper_report[0]
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are made and laid out, but their files are empty: for what is said beside them."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
 
 
 @pytest.fixture

@@ -40,9 +40,9 @@ OF_THE_PAGE = ("grid", "keep_ratio", "quality_speed")
 
 
 @pytest.fixture(scope="module")
-def built(paper_root, tmp_path_factory):
-    out = tmp_path_factory.mktemp("paper")
-    return build_paper(paper_root, out), out
+def built(paper_report):
+    page, paper = paper_report
+    return paper, page.parent
 
 
 def test_all_artefacts_are_built(built):
@@ -76,6 +76,31 @@ def test_claims_are_written_for_readers_and_machines(built):
     assert quality["findings"]["kontext_standin"]["comparisons"][0]["estimate"]["n"] == 16
     assert (out / "claims.md").read_text().startswith("# Claims of the paper")
     assert (out / "claims.csv").stat().st_size
+
+
+def test_many_cells_do_not_flood_the_page(paper_page):
+    html = paper_page.read_text()
+    shown = re.findall(r"<h3>Quality and speed.*?</table>", html, re.DOTALL)
+    labels = [re.findall(r'<td class="name">([^<]*)</td>', table) for table in shown]
+    assert sum(map(len, labels)) == 2 * 9 + 1
+    assert {"topi_cover ratio=0.5", "topi tau=0.85", "full cache=teacache"} <= set(labels[0])
+    assert 'topi ratio=0.5 layers=random:3"' in html  # but every cell is in a table
+    assert html.count("Tokens kept, step by step</h3>") == 3
+    assert "topi tau=0.85 − toma" in html  # head to head
+
+
+def test_every_category_of_the_data_can_be_chosen(paper_page):
+    html = paper_page.read_text()
+    options = re.search(r'id="by-category">(.*?)</select>', html)[1]
+    assert re.findall(r"<option>([^<]*)</option>", options) == [
+        "Camera move",
+        "Global edit",
+        "Implicit change",
+        "Local edit",
+        "Visual edit",
+        "All categories",
+    ]
+    assert '<tr data-category="Visual edit"' in html
 
 
 def test_a_store_without_pictures_says_so(tmp_path, write_cell):
@@ -275,6 +300,7 @@ def test_what_is_published_names_no_host_and_no_folder():
     }
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_export_says_the_same_and_is_small(paper_root, built, tmp_path):
     paper, files = built
     out = export(paper_root, tmp_path / "small")
