@@ -33,7 +33,7 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 WORKERS ?= 2
 test: setup .quantised/.ready ## run all tests
 	-@slurm/test_cluster/install.sh
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 # For one test; not in the environment, as it slows down every import of diffusers.
 .quantised/.ready: tests/engine/quantised.txt $(VENV)/.ready

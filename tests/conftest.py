@@ -7,6 +7,31 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
+ONE_PROCESS = "tests/bench/report/"
+"""Its files share a store and a report that take half a minute to make."""
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests start first, so that no process is left with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Hand tests to processes by file, as `--dist loadfile` does, and those in ONE_PROCESS as one.
+
+    A file with module fixtures stays together, and the order of the files is kept.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return ONE_PROCESS if nodeid.startswith(ONE_PROCESS) else super()._split_scope(nodeid)
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
 
 @pytest.fixture(scope="session")
 def tiny():

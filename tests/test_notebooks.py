@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 script = SimpleNamespace(**runpy.run_path(str(FOLDER / "execute.py")))

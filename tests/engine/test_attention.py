@@ -14,6 +14,8 @@ from topi.engine.attention import (
 from topi.methods.paper.topi import influence
 from topi.models import Layout
 
+pytestmark = pytest.mark.slow
+
 LAYOUT = Layout(n_text=7, target_grid=(15, 20), reference_grids=((9, 9), (4, 11)))
 MIB = 2**20
 

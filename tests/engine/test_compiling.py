@@ -14,6 +14,8 @@ from topi.engine.compiling import CompiledForward
 from topi.errors import ToPiError
 from topi.models import adapter_for
 
+pytestmark = pytest.mark.slow
+
 small = {"front_layers": 1, "layers": (1, 3), "first_anchor": 1, "update_every": 2}
 
 

@@ -24,6 +24,8 @@ from topi.bench.standins.model_card import bars, rendered
 from topi.bench.studies.held_out import held_out_rows
 from topi.errors import ToPiError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def editor():

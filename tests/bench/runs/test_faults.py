@@ -38,6 +38,8 @@ from topi.bench.runs.work import retry, run_tasks
 from topi.errors import ToPiError
 from topi.methods.rivals.toma import ToMA
 
+pytestmark = pytest.mark.slow
+
 KILLS = 25
 
 

@@ -17,6 +17,8 @@ from small_cells import SMOKE as CELL
 
 from topi.bench.results import Store
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 SMOKE = ("experiment=smoke", "latency.samples=0")
 TIMING = ("seconds", "scoring_seconds", "selection_seconds")
@@ -284,7 +286,6 @@ def test_a_cell_in_other_hands_is_left_to_them(run, edits):
     assert not edits
 
 
-@pytest.mark.slow
 def test_a_killed_run_continues_with_the_same_rows(run, edits, tmp_path):
     arguments = (*SMOKE, "data.count=12")
     command = [sys.executable, str(ROOT / "run.py"), *arguments]

@@ -27,6 +27,8 @@ from topi.bench.runs.plan import plan
 from topi.bench.runs.work import run_tasks
 from topi.errors import ToPiError
 
+pytestmark = pytest.mark.slow
+
 
 def shards_of(store, number, *overrides):
     more = ("data.count=4", *overrides)

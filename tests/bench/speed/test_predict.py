@@ -20,6 +20,8 @@ from topi.errors import ToPiError
 from topi.methods import METHODS, make_method
 from topi.models.tiny import tiny_flux, tiny_qwen
 
+pytestmark = pytest.mark.slow
+
 H200 = GPUS["h200"]
 BY_PICTURE = {"regione"}
 

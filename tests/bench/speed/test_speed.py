@@ -25,6 +25,8 @@ from topi.engine import compiling
 from topi.errors import ToPiError
 from topi.methods import METHODS
 
+pytestmark = pytest.mark.slow
+
 TINY = ["model=flux_kontext", "weights=random", "size=64", "steps=3", "repeats=1", "warmup=0"]
 
 

@@ -20,6 +20,8 @@ from topi.bench.studies.calibration import calibrate
 from topi.bench.studies.held_out import compare, edit_batch, psnr
 from topi.errors import ToPiError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def editor():

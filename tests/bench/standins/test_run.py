@@ -20,6 +20,8 @@ from topi.bench.standins import precision, run
 from topi.bench.standins.module import EditorTraining, Schedule, to_signed
 from topi.bench.standins.stream import Draw, draw_batch
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "kontext": dict(heads=2, dual=1, single=2),
     "qwen_edit": dict(heads=2, layers=2),

@@ -34,6 +34,8 @@ from topi.bench.results.probe_run import load_probes
 from topi.bench.results.store import Store
 from topi.errors import ToPiError
 
+pytestmark = pytest.mark.slow
+
 matplotlib.use("Agg")
 ROOT = Path(__file__).resolve().parents[4]
 OF_THE_PAGE = ("grid", "keep_ratio", "quality_speed")
