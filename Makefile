@@ -40,9 +40,8 @@ test: setup .quantised/.ready ## run all tests
 	$(UV) pip install --quiet --no-deps --require-hashes --target .quantised --requirement $<
 	touch $@
 
-demo: setup ## run the sweep of the README on the embedded model, then the report
-	$(BIN)/python run.py -m method=topi,toma tau=0.8,0.85,0.9
-	$(BIN)/topi report
+demo: setup ## run the sweep of the README on the embedded model, with its table and page
+	$(BIN)/topi run -m method=topi,toma tau=0.8,0.85,0.9
 
 report: setup ## tables, figures and the page of the store results/
 	$(BIN)/topi report

@@ -39,19 +39,21 @@ sweeps() {
     join "${jobs[@]}"
 }
 
+sweep() { topi run -m hydra.sweeper.report=null "$@"; } # without a page after each
+
 every_sweep() {
     local each
     for each in table1 table2 table3 table4 table5 table7 fig5 fig6 fig7 fig10 fig11 pareto; do
-        python run.py -m experiment="$each" model="$chosen"
+        sweep experiment="$each" model="$chosen"
     done
-    python run.py -m experiment=equal_count model="$chosen" data.count=64 latency.samples=0
-    python run.py -m experiment=selection model="$chosen" store=selection
-    python run.py -m experiment=checks model="$chosen" data.count=8 store=checks
-    python run.py -m experiment=irrelevant model="${chosen/qwen/qwen_plus}" store=irrelevant
-    case $chosen in *kontext*) python run.py -m experiment=pareto_searched ;; esac # its schedules alone
+    sweep experiment=equal_count model="$chosen" data.count=64 latency.samples=0
+    sweep experiment=selection model="$chosen" store=selection
+    sweep experiment=checks model="$chosen" data.count=8 store=checks
+    sweep experiment=irrelevant model="${chosen/qwen/qwen_plus}" store=irrelevant
+    case $chosen in *kontext*) sweep experiment=pareto_searched ;; esac # its schedules alone
     case $chosen in *qwen*) # several references
-        python run.py -m experiment=fig9
-        python run.py -m experiment=references data.count=8 latency.samples=0
+        sweep experiment=fig9
+        sweep experiment=references data.count=8 latency.samples=0
         ;;
     esac
 }

@@ -43,11 +43,14 @@ def _model(point: Sequence[str]) -> str | None:
 class CheckedSweeper(BasicSweeper):
     """Sweeps `points`; refuses the sweep before it starts if one of them is impossible.
 
+    A sweep that has ended without failures prints its table and writes the page of its store.
+
     Args:
         max_batch_size: points that are checked and handed to the launcher at once; null: all.
         params: see `points`.
         grids: see `points`.
         names: what grids may refer to, as `${hydra.sweeper.names.both}`; `conf/size` sets it.
+        report: folder of the page; null: no table and no page.
     """
 
     def __init__(
@@ -56,9 +59,21 @@ class CheckedSweeper(BasicSweeper):
         params: Axes | None = None,
         grids: Mapping[str, Axes | None] | None = None,
         names: Mapping[str, str] | None = None,
+        report: str | None = None,
     ) -> None:
         super().__init__(max_batch_size)
-        self.shared, self.grids = params, grids
+        self.shared, self.grids, self.report = params, grids, report
+        self.labels: dict[str, set[str]] = {}
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the points; then show their results, unless they were shards or jobs of a cluster."""
+        returned = super().sweep(arguments)
+        slurm = self.config.hydra.launcher._target_.endswith("SlurmLauncher")
+        if self.report and not slurm and self.config.shard is None:
+            from topi.bench.cli.sweep_end import show_sweep
+
+            show_sweep(self.config.store, self.labels, self.report)
+        return returned
 
     def split_arguments(
         self, overrides: list[Override], max_batch_size: int | None
@@ -75,8 +90,11 @@ class CheckedSweeper(BasicSweeper):
             ConfigError: a point is impossible.
         """
         from topi.bench.config.schema import read_config
-        from topi.bench.runs.experiment import check
+        from topi.bench.runs.experiment import build_method, check, label_of
 
         for overrides in batch:
             point = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-            check(read_config(point))
+            config = read_config(point)
+            check(config)
+            label = label_of(config, build_method(config))
+            self.labels.setdefault(config.model["name"], set()).add(label)

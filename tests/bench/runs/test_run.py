@@ -72,11 +72,17 @@ def test_the_main_sweep(run, edits, monkeypatch):
     assert frame.groupby("label")["keep_ratio"].mean()["toma"] == 1
     assert frame.groupby("label")["flop_speedup"].mean().min() > 1
 
+    assert "Page:" not in out  # conf/experiment/smoke.yaml
+
     edits.clear()
-    code, out, _ = run(*sweep)
+    code, out, _ = run(*sweep, "hydra.sweeper.report=page")
     assert code == 0
     assert not edits
     assert out.count("is complete, nothing to do") == 6
+    table = out[out.index("tiny_flux: against its own full-context output") :]
+    assert all(label in table for label in ("toma", "topi tau=0.85"))
+    assert table.splitlines()[-1] == "Page: page/index.html"
+    assert Path("page/index.html").is_file()
 
 
 def test_several_cells_at_a_time_on_this_machine(tmp_path, calm):
@@ -268,7 +274,8 @@ def test_a_cell_that_raises_is_marked_and_the_others_run(run, monkeypatch):
 
     monkeypatch.setattr(ToMA, "merge", fail)
     with pytest.raises(ZeroDivisionError):
-        run("-m", *SMOKE, "method=toma,topi")
+        run("-m", *SMOKE, "method=toma,topi", "hydra.sweeper.report=page")
+    assert not Path("page").exists()
     cells = Store("results").load_cells()
     states = {cell.manifest["method"]: cell.state for cell in cells}
     assert states == {"toma": "failed: ZeroDivisionError('no tokens')", "topi": "complete"}

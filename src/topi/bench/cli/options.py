@@ -57,4 +57,9 @@ def log_to_stderr() -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
-    logging.getLogger("fontTools").setLevel(logging.WARNING)  # of PDF figures
+    quiet_fonts()
+
+
+def quiet_fonts() -> None:
+    """Leave out what fontTools logs of every PDF figure."""
+    logging.getLogger("fontTools").setLevel(logging.WARNING)

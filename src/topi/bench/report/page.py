@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,20 @@ class Shown:
     model: str = ""
 
 
-def build(store_root: Path | str, out_dir: Path | str, per_category: int = 2) -> Path:
+def build(
+    store_root: Path | str,
+    out_dir: Path | str,
+    per_category: int = 2,
+    labels: Mapping[str, Collection[str]] | None = None,
+) -> Path:
     """Write tables (`.md`, `.csv`, `.tex`), figures (`.png`, `.pdf`) and the page, print tables.
 
     Args:
         store_root: the folder of a `Store`.
         out_dir: where the files go; made if need be.
         per_category: how many samples of each category the picture grids show.
+        labels: by model, of the cells that are printed, without claims. By default the first of
+            every model, and the claims.
 
     Returns:
         The path of the page.
@@ -81,15 +88,17 @@ def build(store_root: Path | str, out_dir: Path | str, per_category: int = 2) ->
         files.write_text(out / f"{group.stem}.md", to_markdown(text))
         files.write_text(out / f"{group.stem}.tex", to_latex(text))
         files.write_text(out / f"{group.stem}.csv", csv(table))
-        few = table[table["label"].isin(shown_labels(content.rows, SHOWN))]
-        screen.print(to_rich(few, f"{group.title}: against its own full-context output"))
+        printed = shown_labels(content.rows, SHOWN) if labels is None else labels.get(group.model)
+        if len(few := table[table["label"].isin(printed or ())]):
+            screen.print(to_rich(few, f"{group.title}: against its own full-context output"))
         models.append(_section(store, content, out / "figures", per_category))
     paper = build_paper(store_root, out)
     page = out / "index.html"
     content = {"models": models, "columns": COLUMNS, **_paper(paper)}
     content["categories"] = _category_titles(models, paper)
     files.write_text(page, _template().render(content))
-    screen.print(to_rich_claims(paper.judged))
+    if labels is None:
+        screen.print(to_rich_claims(paper.judged))
     screen.print(f"Page: {page}")
     return page
 
