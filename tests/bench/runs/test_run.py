@@ -7,12 +7,11 @@ import runpy
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from small_cells import PATIENCE, assert_equal
+from small_cells import PATIENCE, assert_equal, fork, wait, wait_for_rows
 from small_cells import SMOKE as CELL
 
 from topi.bench.results import Store
@@ -295,16 +294,13 @@ def test_a_cell_in_other_hands_is_left_to_them(run, edits):
 
 def test_a_killed_run_continues_with_the_same_rows(run, edits, tmp_path):
     arguments = (*SMOKE, "data.count=12")
-    command = [sys.executable, str(ROOT / "run.py"), *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not (cells := Store("results").load_cells()) or len(cells[0].rows) < 2:
-        assert process.poll() is None, process.stderr.read().decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    assert cells[0].state.startswith("running")
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process = fork(lambda: run(*arguments)[0])
+    wait_for_rows("results", 2)
+    (cell,) = Store("results").load_cells()
+    assert cell.state.startswith("running")
+    os.kill(process, signal.SIGKILL)
+    assert wait(process) == -signal.SIGKILL
+    cells = Store("results").load_cells()
     done = len(cells[0].rows)
     assert cells[0].state == f"partial {done}/12"
 
