@@ -8,6 +8,7 @@ import pytest
 from topi.bench.report.export import MARK, _names, check_replaceable, export
 from topi.bench.report.paper.suite import suites
 from topi.bench.results import Store, files
+from topi.bench.results.bench_run import bench_run, load_benches
 from topi.errors import ToPiError
 
 
@@ -78,6 +79,26 @@ def test_an_export_of_an_export_is_the_same(tmp_path, small_store):
     assert [p.read_bytes() for p in sorted(first.iterdir())] == [
         p.read_bytes() for p in sorted(second.iterdir())
     ]
+
+
+def test_benchmarks_are_exported_whole(tmp_path, small_store):
+    shutil.copytree(small_store, tmp_path / "store")
+    bench = bench_run(tmp_path / "store", "flux-1")
+    about = {"model": "flux", "kind": "kontext", "source": "random", "weights": "w", "steps": 2}
+    about |= {"scaled_down": True, "dtype": "float32", "size": [64, 64], "references": 1}
+    about |= {"compiled": None, "trim_last": False, "round_to": 1, "kernel": "sdpa"}
+    bench.start({**about, "device": {"name": "cpu", "host": "node7"}, "lines": ["topi"]})
+    bench.refuse("toma", "it is not supported")
+    row = {"label": "topi", "method": "topi", "keep": None, "total_full": 2, "calls": 3}
+    row |= {"total_method": 1.5, "transformer_full": 1.0, "transformer_method": 0.5}
+    row |= {"flops_full": 10**13, "flops_method": 1e12, "uncompiled": None}
+    row |= dict.fromkeys(("peak_bytes_transformer_full", "peak_bytes_transformer_method"))
+    row["layout"] = {"n_text": 7, "target_grid": [4, 4], "reference_grids": [[4, 4]]}
+    bench.add(row)
+    bench.add(row | {"keep": 0.5, "layout": row["layout"] | {"reference_grids": []}})
+    (copy,) = load_benches(export(tmp_path / "store", tmp_path / "out"))
+    assert copy.rows == bench.rows
+    assert copy.manifest == bench.manifest | {"device": {"name": "cpu"}}
 
 
 def test_the_committed_export_is_marked():

@@ -77,10 +77,10 @@ def test_a_packed_store_is_read_and_not_written(packed):
     (cell,) = Store(packed).load_cells()
     assert (cell.key, cell.labels) == ("a", ["topi"])
     assert store_folder(packed) == store_folder(packed) == store_folder(store_folder(packed))
-    with pytest.raises(ToPiError, match="name another store"), cell.lock():
+    with pytest.raises(ToPiError, match="packed is an export"), cell.lock():
         pass
     for path in (cell.path / "manifest.json", packed / "calibration" / "a.json"):
-        with pytest.raises(ToPiError, match="name another store"):
+        with pytest.raises(ToPiError, match="packed is an export"):
             files.write_json(path, {})
     assert {path: path.read_bytes() for path in packed.iterdir()} == before
 

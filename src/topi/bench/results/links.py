@@ -13,37 +13,40 @@ from topi.errors import ToPiError
 PACKED = "manifests.parquet"
 """A file that a packed store has, see `topi.bench.results.packed`, and no other store."""
 _guarded: set[Path] = set()
-_read_only: set[Path] = set()
+_read_only: dict[Path, Path] = {}
+"""Read-only folder -> the export that its files come from."""
 
 
-def guard(folder: Path | str, read_only: bool = False) -> Path:
+def guard(folder: Path | str, export: Path | None = None) -> Path:
     """From now on no link below this folder, a store, is followed by `open_plain`.
 
-    The folder itself may be a link, or lie in a linked folder.
+    The folder itself may be a link, or lie in a linked folder. Nothing is written below an export,
+    see `check_writable`.
 
     Args:
-        read_only: nothing is written below it either, see `check_writable`; nor below a packed
-            store.
+        export: the export that the files of this folder come from.
     """
     path = Path(os.path.abspath(folder))
     _guarded.add(path)
-    if read_only or (path / PACKED).exists():
-        _read_only.add(path)
+    if export is None and (path / PACKED).exists():
+        export = path
+    if export is not None:
+        _read_only[path] = export
     return Path(folder)
 
 
-def is_read_only(path: Path | str) -> bool:
-    """True if this path is a read-only store or below one, see `guard`."""
+def export_of(path: Path | str) -> Path | None:
+    """The export that this path belongs to, see `guard`; None if it is in none."""
     here = Path(os.path.abspath(path))
-    return not _read_only.isdisjoint((here, *here.parents))
+    return next((_read_only[part] for part in (here, *here.parents) if part in _read_only), None)
 
 
 def check_writable(path: Path | str) -> None:
-    """Raise a ToPiError if this path is below a read-only store."""
-    if is_read_only(path):
+    """Raise a ToPiError if this path belongs to an export."""
+    if (export := export_of(path)) is not None:
         raise ToPiError(
-            f"{path} is in a store that `topi export` wrote, which is read-only: name another "
-            "store with store=PATH."
+            f"{export} is an export, which is read-only: name another store with store=PATH or "
+            "--store PATH."
         )
 
 

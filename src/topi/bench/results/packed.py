@@ -177,5 +177,5 @@ def _unpacked(folder: Path, *_: int) -> "tempfile.TemporaryDirectory[str]":
             f"The export {folder} cannot be read ({error}): restore it, or write it anew with "
             "`topi export`."
         ) from error
-    guard(temporary.name, read_only=True)
+    guard(temporary.name, export=folder)
     return temporary

@@ -27,7 +27,7 @@ from topi.bench.results import files
 from topi.bench.results.cell_folder import Cell
 from topi.bench.results.compact import compact
 from topi.bench.results.full_outputs import FullOutputs
-from topi.bench.results.links import is_read_only
+from topi.bench.results.links import export_of
 from topi.bench.results.mend import contents
 from topi.bench.results.packed import store_folder
 from topi.bench.results.segments import Segments, concat, moments
@@ -111,7 +111,7 @@ class Store:
     def _segments(self, tidy: bool = False) -> Segments:
         segments = Segments(self.root)
         try:
-            writable = not is_read_only(self.root)
+            writable = export_of(self.root) is None
             if tidy and writable and compact(self.root, WORTH_WHILE, segments):
                 return Segments(self.root)
         except ToPiError as error:
