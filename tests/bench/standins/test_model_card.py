@@ -251,7 +251,8 @@ def test_pruning_goes_on_at_the_next_sample(editor, card, tmp_path, monkeypatch)
     assert card_measures.pruning(editor, samples, 1, rows) == card["pruning"]
 
 
-def test_one_process_measures_a_card(editor, calibration, tmp_path, monkeypatch):
+def test_one_process_measures_a_card(editor, calibration, card, tmp_path, monkeypatch):
+    monkeypatch.setattr(card_measures, "pruning", lambda *of: card["pruning"])
     monkeypatch.setattr(model_card, "_editor", lambda name: editor)
     monkeypatch.setattr(model_card, "calibrated", lambda *of: calibration)
     monkeypatch.setattr(model_card, "weights_folder", lambda name: tmp_path)

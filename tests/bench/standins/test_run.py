@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import shutil
+from copy import deepcopy
 from dataclasses import replace
 
 import lightning as L
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -16,9 +17,10 @@ from topi.bench.config.schema import ConfigError, conf_folder
 from topi.bench.editors import standin
 from topi.bench.editors.standin import FAMILIES, BlockTransformVAE, load_parts, load_standin
 from topi.bench.editors.text import PromptCache
-from topi.bench.standins import precision, run
+from topi.bench.standins import precision, run, start, training_config
 from topi.bench.standins.module import EditorTraining, Schedule, to_signed
 from topi.bench.standins.stream import Draw, draw_batch
+from topi.bench.standins.training_config import PRECISIONS, before, compose_training
 
 pytestmark = pytest.mark.slow
 
@@ -44,25 +46,58 @@ def prompts():
     return PromptCache()
 
 
-def composed(*overrides: str) -> run.TrainingConfig:
-    with initialize_config_dir(str(conf_folder() / "training"), version_base="1.3"):
-        return run.read_training(compose("config", overrides=list(overrides)))
+def composed(*overrides: str) -> training_config.TrainingConfig:
+    return compose_training(overrides)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder for what `finished` keeps."""
+    return tmp_path_factory.mktemp("trained")
 
 
 @pytest.fixture
-def train(monkeypatch, prompts, tmp_path):
+def finished(train, trained, tmp_path):
+    """The folder of a finished run, a copy: each kind of model is trained once."""
+
+    def copy(kind: str = "kontext", out: str = "out"):
+        if not (trained / kind).exists():
+            shutil.copytree(train(kind, f"trained_{kind}"), trained / kind)
+        return shutil.copytree(trained / kind, tmp_path / out)
+
+    return copy
+
+
+@pytest.fixture
+def shipped(monkeypatch, tmp_path):
+    """Where weights are shipped to, in place of the package."""
+    for module in (run, training_config, standin.weights):
+        monkeypatch.setattr(module, "weights_folder", lambda name: tmp_path / "shipped" / name)
+    return tmp_path / "shipped"
+
+
+@pytest.fixture(scope="module")
+def latents():
+    """The VAE of every new run."""
+    return start.block_latents()
+
+
+@pytest.fixture
+def train(monkeypatch, prompts, latents, tmp_path):
     """Train a small model for a few steps; returns the output folder."""
-    monkeypatch.setattr(run, "PromptCache", lambda: prompts)
+    monkeypatch.setattr(start, "block_latents", lambda: deepcopy(latents))
+    for module in (run, start):
+        monkeypatch.setattr(module, "PromptCache", lambda: prompts)
     monkeypatch.setattr("topi.bench.standins.module.VALIDATION_STEPS", 1)
 
-    def start(kind: str = "kontext", out: str = "out", *more: str):
+    def begin(kind: str = "kontext", out: str = "out", *more: str):
         name = {"kontext": "kontext_standin", "qwen_edit": "qwen_standin"}[kind]
         shape = [f"model.transformer.{k}={v}" for k, v in SMALL[kind].items()]
         config = composed(f"model={name}", f"out={tmp_path / out}", *QUICK, *shape, *more)
         run.train(config)
         return tmp_path / out
 
-    return start
+    return begin
 
 
 def module_of(kind: str, prompts, tmp_path, **settings) -> EditorTraining:
@@ -73,8 +108,8 @@ def module_of(kind: str, prompts, tmp_path, **settings) -> EditorTraining:
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(train, monkeypatch, kind):
-    whole = load_file(train(kind, "whole") / "model.safetensors")
+def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(train, finished, monkeypatch, kind):
+    whole = load_file(finished(kind, "whole") / "model.safetensors")
     step = EditorTraining.training_step
 
     def dies(self, batch, index):
@@ -91,32 +126,32 @@ def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(train, monkeypat
     assert all(torch.equal(whole[n], halves[n]) for n in whole)
 
 
-def test_run_out_of_time_is_resumed_to_the_same_weights(train):
-    whole = load_file(train("kontext", "whole") / "model.safetensors")
+def test_run_out_of_time_is_resumed_to_the_same_weights(train, finished):
+    whole = load_file(finished("kontext", "whole") / "model.safetensors")
     out = train("kontext", "halves", "stop_after=0")  # one step
     assert not (out / "model.safetensors").exists() and (out / "phase-0/last.ckpt").exists()
     halves = load_file(train("kontext", "halves") / "model.safetensors")
     assert all(torch.equal(whole[n], halves[n]) for n in whole)
 
 
-def test_finished_phase_is_not_trained_again(train):
-    averaged = train() / "phase-0" / "averaged.safetensors"
+def test_finished_phase_is_not_trained_again(train, finished):
+    averaged = finished() / "phase-0" / "averaged.safetensors"
     before = averaged.stat().st_mtime_ns
     train()
     assert averaged.stat().st_mtime_ns == before
 
 
-def test_a_folder_holds_one_run(train):
-    train()
+def test_a_folder_holds_one_run(train, finished):
+    finished()
     with pytest.raises(ConfigError, match=r"other settings \(phases, seed\): give another out="):
         train("kontext", "out", "phases.0.lr=1e-5", "seed=1")
     train("kontext", "out", "validate_every=500", "hardware=other")  # says nothing about the run
 
 
-def test_weights_shipped_again_tell_their_runs_once(train, monkeypatch, tmp_path):
+def test_weights_shipped_again_tell_their_runs_once(train, finished, shipped):
     """A run may replace the weights that it started from."""
-    monkeypatch.setattr(run, "weights_folder", lambda name: tmp_path / "shipped" / name)
-    shipped = tmp_path / "shipped" / "kontext_standin"
+    shipped = shipped / "kontext_standin"
+    finished("kontext", "first")
     train("kontext", "first", "ship=true")
     first = hashlib.sha256((shipped / "model.safetensors").read_bytes()).hexdigest()
     for _ in range(2):
@@ -149,12 +184,12 @@ def test_the_faster_precision_is_taken_and_told(train, monkeypatch):
 def test_precisions_are_timed_on_products_of_their_own():
     seconds = [precision.product_seconds(t, "cpu") for t in (torch.bfloat16, torch.float32)]
     assert all(0 < s < 10 for s in seconds)
-    assert precision.faster_precision("cpu") in run.PRECISIONS
+    assert precision.faster_precision("cpu") in PRECISIONS
 
 
-def test_what_was_measured_of_the_former_weights_is_not_shipped(train, monkeypatch, tmp_path):
-    shipped = tmp_path / "shipped" / "kontext_standin"
-    monkeypatch.setattr(run, "weights_folder", lambda name: shipped)
+def test_what_was_measured_of_the_former_weights_is_not_shipped(train, finished, shipped):
+    shipped = shipped / "kontext_standin"
+    finished("kontext", "first")
     train("kontext", "first", "ship=true")
     config = json.loads((shipped / "config.json").read_text())
     measured = {"representative_layers": [0, 1], "temporal_cache": {"teacache": [1.0]}}
@@ -207,16 +242,21 @@ def test_noise_levels_are_those_of_the_phase(train, monkeypatch):
     assert "1 steps of 1 at 48from56x48 px, learning rate 0.0001, noise levels" in told["training"]
 
 
-def test_a_reference_with_an_unrelated_scene_is_told_in_the_recipe(train):
+def test_a_reference_with_an_unrelated_scene_is_told_in_the_recipe(train, finished):
     """The comparison of runs gives them such references too."""
-    for out, factor, references in (("wide", "irrelevant_content", 2), ("plain", "none", 1)):
-        recipe = json.loads((train("kontext", out, f"factor={factor}") / "recipe.json").read_text())
+    wide, plain = (
+        train("kontext", "wide", "factor=irrelevant_content"),
+        finished("kontext", "plain"),
+    )
+    train("kontext", "plain", "factor=none")  # is that run
+    for out, references in ((wide, 2), (plain, 1)):
+        recipe = json.loads((out / "recipe.json").read_text())
         assert recipe["references"] == references
 
 
-def test_training_lowers_the_loss(train, prompts, tmp_path):
+def test_training_lowers_the_loss(train, finished, prompts, tmp_path):
     more = "phases=[{sizes: [[48, 48]], batch: 4, steps: 20, lr: 0.01, lr_end: 0.0}]"
-    out = train("kontext", "out", "start=" + str(train("kontext", "first")), more, "ema=0.5")
+    out = train("kontext", "out", "start=" + str(finished("kontext", "first")), more, "ema=0.5")
     batch = draw_batch(Draw([(48, 48)], 32, FAMILIES["kontext"].reference_size), 0, 99)
     losses = []
     for folder in ("first", "out"):
@@ -233,9 +273,9 @@ def test_training_lowers_the_loss(train, prompts, tmp_path):
     assert len(told["runs"]) == 2 and "20 steps of 4 at 48 px" in told["runs"][1]["training"]
 
 
-def test_a_qwen_stand_in_starts_as_a_kontext_one(train, monkeypatch):
+def test_a_qwen_stand_in_starts_as_a_kontext_one(train, finished, monkeypatch):
     """And sees references of the target's size, if it is told so."""
-    first = train("kontext", "first")
+    first = finished("kontext", "first")
     sizes = []
     encode = EditorTraining.encode
 
@@ -261,10 +301,10 @@ def test_a_qwen_stand_in_starts_as_a_kontext_one(train, monkeypatch):
         train("kontext", "other", f"start={out}")
 
 
-def test_a_start_may_be_the_mean_of_several(train):
+def test_a_start_may_be_the_mean_of_several(train, finished):
     """Which tells what led to each, and what led to both only once."""
     still = "phases=[{sizes: [[48, 48]], batch: 2, steps: 1, lr: 0.0}]"
-    first = train("kontext", "first")
+    first = finished("kontext", "first")
     second = train("qwen_edit", "second", f"start={first}", "phases.0.lr=0.3", "ema=0.1")
     out = train("qwen_edit", "out", f"start={first}+{second}", still)
     old, new, mean = (load_file(folder / "model.safetensors") for folder in (first, second, out))
@@ -281,7 +321,7 @@ def test_a_start_may_be_the_mean_of_several(train):
     logged = pd.read_csv(out / "curves.csv")
     assert logged["run"].unique().tolist() == [1, 2, 3]
     assert not logged.duplicated(["run", "phase", "step"]).any()
-    shallower = train("qwen_edit", "shallower")
+    shallower = finished("qwen_edit", "shallower")
     with pytest.raises(ConfigError, match="different shapes or latents"):
         train("qwen_edit", "refused", f"start={second}+{shallower}")
 
@@ -290,13 +330,13 @@ def test_a_start_may_be_deepened_to_what_is_configured(tmp_path):
     def depths(transformer):
         return len(transformer.transformer_blocks), len(transformer.single_transformer_blocks)
 
-    shipped, _ = load_parts(run.weights_folder("kontext_standin"))
+    shipped, _ = load_parts(standin.weights_folder("kontext_standin"))
     dual, single = (depth + 1 for depth in depths(shipped))
     wanted = [f"model.transformer.dual={dual}", f"model.transformer.single={single}"]
     begun = {}
     for deepen in ("true", "false"):
         config = composed("model=kontext_standin", "start=shipped", f"deepen={deepen}", *wanted)
-        begun[deepen], _ = run.starting_point(config, tmp_path)
+        begun[deepen], _ = start.starting_point(config, tmp_path)
     assert depths(begun["true"]) == (dual, single)
     assert depths(begun["false"]) == depths(shipped)
     first, own = (t.transformer_blocks[0].state_dict() for t in (begun["true"], shipped))
@@ -304,19 +344,18 @@ def test_a_start_may_be_deepened_to_what_is_configured(tmp_path):
 
 
 def test_shipped_weights_are_a_start_by_their_name():
-    for start, name in (("shipped", "qwen_standin"), ("kontext_standin", "kontext_standin")):
-        config = composed("model=qwen_standin", f"start={start}")
-        assert run.before(config) == [run.weights_folder(name)]
+    for given, name in (("shipped", "qwen_standin"), ("kontext_standin", "kontext_standin")):
+        config = composed("model=qwen_standin", f"start={given}")
+        assert before(config) == [standin.weights_folder(name)]
 
 
 @pytest.mark.parametrize("kind", ["kontext", "qwen_edit", "qwen_edit_plus"])
 def test_shipped_weights_edit_in_the_stock_pipeline_as_in_training(
-    train, prompts, monkeypatch, tmp_path, kind
+    train, finished, shipped, prompts, tmp_path, kind
 ):
     """Odd grids, references of another size, guidance: the samples are the same."""
     family_kind = "kontext" if kind == "kontext" else "qwen_edit"
-    monkeypatch.setattr(standin.weights, "weights_folder", lambda name: tmp_path / "shipped" / name)
-    monkeypatch.setattr(run, "weights_folder", lambda name: tmp_path / "shipped" / name)
+    finished(family_kind, "out")
     train(family_kind, "out", "ship=true")
     name = {"kontext": "kontext_standin", "qwen_edit": "qwen_standin"}[family_kind]
     transformer, vae = load_parts(tmp_path / "shipped" / name)
@@ -406,23 +445,23 @@ def test_impossible_configurations_are_refused():
         (["phases=[]"], "phases is empty"),
         (["phases=[{sizes: [], batch: 2, lr: 1, steps: 1, references: own}]"], "pipeline, target"),
         (["data=mini_edit_plus"], "two references"),
-        (["data.focus=1.5"], "share, from 0 to 1"),
+        (["data.focus=1.5"], "between 0 and 1"),
         (["data.focus=0.5", "data.focus_on=[]"], "needs tasks in data.focus_on"),
         (["data.focus_on=[teleport]"], "teleport"),
         (
             ["phases=[{sizes: [[48, 48, 48]], batch: 2, lr: 1, steps: 1}]"],
             "those of the target and",
         ),
-        (["data.beside=2"], "share, from 0 to 1"),
+        (["data.beside=2"], "between 0 and 1"),
         (["model=qwen_standin", "data.beside=1"], "is for Kontext"),
         (["longer=0"], "at least 1"),
-        (["start=shiped"], "no weights in shiped. Name scratch, shipped"),
+        (["start=shiped"], "no weights in shiped. Use scratch, shipped"),
         (["start=scratch+shipped"], "no weights in scratch"),
         (["precision=64-true"], "choose one of: auto, bf16-mixed, 32-true"),
         (["+model.colour=red"], "colour"),
     ):
         with pytest.raises(ConfigError, match=message):
-            composed(*overrides)
+            compose_training(overrides)
 
 
 @pytest.mark.parametrize(
@@ -441,7 +480,7 @@ def test_factors_compose(factor):
 @pytest.mark.parametrize("schedule", ["study", "study_cpu"])
 def test_deeper_is_twice_as_deep(schedule):
     found = [
-        run.new_transformer(composed(f"schedule={schedule}", f"factor={factor}").model)
+        start.new_transformer(composed(f"schedule={schedule}", f"factor={factor}").model)
         for factor in ("none", "deeper")
     ]
     for stack in ("transformer_blocks", "single_transformer_blocks"):

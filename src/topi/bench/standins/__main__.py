@@ -12,7 +12,8 @@ from topi.bench.runs.launch import exit_code
 @hydra.main(version_base="1.3", config_path=str(conf_folder() / "training"), config_name="config")
 def main(composed: DictConfig) -> None:
     """Compose, check, train."""
-    from topi.bench.standins.run import read_training, train  # loads torch, which --help need not
+    from topi.bench.standins.run import train  # loads torch, which --help need not
+    from topi.bench.standins.training_config import read_training
 
     train(read_training(composed))
 

@@ -1,9 +1,5 @@
-"""The learning curves of a stand-in, from the `curves.csv` beside its weights.
+"""The figure of a stand-in's learning curves."""
 
-`python -m topi.bench.standins.curves kontext_standin` draws them anew.
-"""
-
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -14,7 +10,6 @@ import pandas as pd
 import seaborn as sns
 
 from topi.bench.data import CATEGORIES
-from topi.bench.editors.standin import weights_folder
 
 FURTHER = ("other_shape", "two_references")  # batches for validation
 SMOOTH = 10  # logged values in the running mean of the loss
@@ -43,13 +38,3 @@ def draw_curves(curves: pd.DataFrame, path: Path) -> None:
                 axis.axvline(start, color="grey", linewidth=0.6, linestyle=":")
         figure.savefig(path, dpi=150)
         plt.close(figure)
-
-
-def main(name: str) -> None:
-    """Draw `curves.png` beside the weights of a stand-in."""
-    folder = weights_folder(name)
-    draw_curves(pd.read_csv(folder / "curves.csv"), folder / "curves.png")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""What bf16 and torch.compile gain in a training step, and whether data keeps up with it.
+"""The gain of bf16 and torch.compile in a training step, beside the time to draw its data.
 
 `python -m topi.bench.standins.throughput model=kontext_standin --out FILE` takes a step of each
 variant in turn, in one process, on the same batch, of the first size of the last phase.
@@ -16,18 +16,18 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 
-from topi.bench.config.schema import conf_folder
 from topi.bench.editors.standin import FAMILIES
 from topi.bench.editors.text import PromptCache
+from topi.bench.report.text_table import markdown_lines
 from topi.bench.results.files import write_json
 from topi.bench.results.provenance import provenance
 from topi.bench.results.statistics import Estimate, bootstrap
 from topi.bench.runs.launch import exit_code
 from topi.bench.standins.module import EditorTraining
-from topi.bench.standins.run import TrainingConfig, read_training, starting_point
+from topi.bench.standins.start import starting_point
 from topi.bench.standins.stream import Batch, Draw, draw_batch
+from topi.bench.standins.training_config import TrainingConfig, compose_training
 
 #: Precision and whether the blocks are compiled; ratios are to the first.
 VARIANTS = {
@@ -103,19 +103,19 @@ def measure(
 
 
 def gains(seconds: Mapping[str, Sequence[float]]) -> dict[str, Estimate]:
-    """How many times as fast as the first variant, paired by round: medians with intervals."""
+    """Speed-up over the first variant, paired by round: medians with intervals."""
     first = np.array(seconds[next(iter(VARIANTS))])
     return {name: bootstrap(first / np.array(s), np.median) for name, s in seconds.items()}
 
 
-def table(told: Mapping) -> str:
+def table(measured: Mapping) -> str:
     """Markdown of what `main` writes."""
-    rows = ["| training step | median seconds | times as fast [95 %] |", "|---|---:|---:|"]
-    for name, gain in gains(told["seconds"]).items():
-        median = float(np.median(told["seconds"][name]))
+    lines = [("training step", "median seconds", "times as fast [95 %]"), ("---", "---:", "---:")]
+    for name, gain in gains(measured["seconds"]).items():
+        median = float(np.median(measured["seconds"][name]))
         times = f"{gain.value:.2f} [{gain.low:.2f}, {gain.high:.2f}]"
-        rows.append(f"| {name} | {median:.2f} | {times} |")
-    return "\n".join(rows)
+        lines.append((name, f"{median:.2f}", times))
+    return markdown_lines(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -126,25 +126,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", help="as of python -m topi.bench.standins")
     parser.add_argument("--rounds", type=int, default=12, help="timed steps of each variant")
     parser.add_argument("--out", type=Path, help="JSON of every round")
-    told = parser.parse_args(arguments)
-    with initialize_config_dir(str(conf_folder() / "training"), version_base="1.3"):
-        config = read_training(compose("config", overrides=told.overrides))
+    args = parser.parse_args(arguments)
+    config = compose_training(args.overrides)
     warnings.filterwarnings("ignore", message=".*self.log")  # there is no Trainer here
     on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
-    seconds = measure(config, "cuda" if on_gpu else "cpu", told.rounds)
+    seconds = measure(config, "cuda" if on_gpu else "cpu", args.rounds)
     device = torch.cuda.get_device_name() if on_gpu else "cpu"
     phase = config.phases[-1]
-    found = {
+    measured = {
         "model": config.model.name,
         "batch": phase.batch,
         "size": phase.sizes[0],
         "seconds": seconds,
         "provenance": provenance(device, torch.get_num_threads()),
     }
-    if told.out:
-        write_json(told.out, found)
-    print(f"{found['model']}, {phase.batch} samples of {phase.sizes[0]} px on {device}\n")
-    print(table(found))
+    if args.out:
+        write_json(args.out, measured)
+    print(f"{measured['model']}, {phase.batch} samples of {phase.sizes[0]} px on {device}\n")
+    print(table(measured))
 
 
 if __name__ == "__main__":
