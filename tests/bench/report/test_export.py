@@ -81,6 +81,15 @@ def test_an_export_of_an_export_is_the_same(tmp_path, small_store):
     ]
 
 
+def test_a_damaged_mask_is_one_sentence(tmp_path, small_store):
+    shutil.copytree(small_store, tmp_path / "store")
+    mask = next((tmp_path / "store").glob("cells/*/masks/*.json"))
+    mask.write_bytes(b"\xff")
+    with pytest.raises(ToPiError, match=f"{mask.name} is not valid"):
+        export(tmp_path / "store", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_benchmarks_are_exported_whole(tmp_path, small_store):
     shutil.copytree(small_store, tmp_path / "store")
     bench = bench_run(tmp_path / "store", "flux-1")

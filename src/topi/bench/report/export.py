@@ -171,14 +171,19 @@ def _studies(root: Path) -> Iterator[Path]:
 
 
 def _content(path: Path) -> bytes:
-    """What is published of a file: manifests as `published`, lines without checksums."""
+    """What is published of a file: JSON as `published`, lines without checksums.
+
+    Raises:
+        ToPiError: it is damaged.
+    """
     if path.suffix == ".jsonl":
         return files.plain_lines(path)
-    if path.name == "manifest.json":
-        return json.dumps(published(files.read_json(path))).encode()
+    if path.suffix != ".json":
+        return files.read_bytes(path)
+    content = files.read_json(path)
     if path.name == "complete.json":  # most pictures stay behind
-        return json.dumps(files.read_json(path) | {"pictures": False}).encode()
-    return files.read_bytes(path)
+        content["pictures"] = False
+    return json.dumps(published(content)).encode()
 
 
 def published(content: Any) -> Any:

@@ -80,7 +80,7 @@ class Store:
         return FullOutputs(self.root / "full" / files.checked_name(key))
 
     def compact(self, at_least: int = 1) -> int:
-        """Put finished cells into Parquet files, see `compact.py`; returns how many."""
+        """Put finished cells into Parquet files, see the function `compact`; returns how many."""
         return compact(self.root, at_least)
 
     def load_cells(self, tidy: bool = False) -> list[Cell]:
