@@ -105,7 +105,7 @@ def test_what_was_measured_on_a_gpu_is_checked_too(run, tmp_path):
     for row in run.rows:
         copy.add(row | {"peak_bytes_transformer_method": 3 * 2**30})
     copy.add(row | {"label": "of tomorrow", "method": "tomorrow"})
-    copy._write(copy.manifest | {"lines": [*copy.manifest["lines"], "of tomorrow"]})
+    copy.write_manifest(copy.manifest | {"lines": [*copy.manifest["lines"], "of tomorrow"]})
     found = compare_measured(tmp_path, H200, "none").set_index("label")
     assert found.loc["of tomorrow", "why"] == "this version has no such line."
     topi = found.loc["topi keep=0.2"]
