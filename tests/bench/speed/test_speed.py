@@ -20,7 +20,7 @@ from topi.bench.report.speed_table import (
 from topi.bench.report.text_table import to_markdown
 from topi.bench.results.bench_run import bench_run, load_benches
 from topi.bench.speed import lines as measuring
-from topi.bench.speed.benchmark import bench, kept_share, model_of, read_bench
+from topi.bench.speed.benchmark import bench, model_of, read_bench
 from topi.engine import compiling
 from topi.errors import ToPiError
 from topi.methods import METHODS
@@ -84,17 +84,6 @@ def test_every_line_is_measured_in_pairs_beside_its_flops(run):
     assert shown[5].text == f"{topi['quotient']:.1%}"
 
 
-def test_a_default_run_times_more_anchors_than_the_first(monkeypatch):
-    settings, rest = read_bench(["model=flux_kontext", "weights=random"])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    scaled = model_of(settings, rest).model
-    assert (scaled["steps"], scaled["height"]) == (20, 256)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    published = model_of(settings, rest).model
-    assert (published["steps"], published["height"]) == (40, 1024)
-    assert settings == read_bench(["weights=random"])[0]  # as it was given
-
-
 def test_pairs_of_the_warm_up_are_thrown_away(tmp_path, edits):
     run = bench_in(tmp_path, "methods=[random]", "keep=[0.5]", "warmup=2", "repeats=1")
     assert len(run.rows) == 3 and {row["repeat"] for row in run.rows} == {0}
@@ -139,65 +128,6 @@ def test_a_method_that_cannot_be_built_is_left_out(tmp_path):
     run = bench_in(tmp_path, "methods=[sdtm,random]", "keep=[0.9]", "steps=2")
     assert list(run.manifest["refused"]) == ["sdtm keep=0.9"]
     assert run.rows[-1]["label"] == "random keep=0.9"
-
-
-class Memory:
-    """Device memory: what is held now, and at most since the last reset; counted by hand."""
-
-    def __init__(self):
-        self.held = self.most = 100
-
-    def take(self, count):
-        self.held += count
-        self.most = max(self.most, self.held)
-
-    def reset_peak_memory_stats(self, device):
-        self.most = self.held
-
-    def max_memory_allocated(self, device):
-        return self.most
-
-
-def test_the_peak_of_the_transformer_leaves_the_vae_out(monkeypatch):
-    memory = Memory()
-    for name in ("reset_peak_memory_stats", "max_memory_allocated"):
-        monkeypatch.setattr(torch.cuda, name, getattr(memory, name))
-    peak = measuring.PeakMemory(torch.device("cuda"))
-
-    def held_for_a_while(count):
-        memory.take(count)
-        memory.take(-count)
-
-    held_for_a_while(50)  # the VAE encodes
-    for count in (7, 20, 3):
-        peak.enter()
-        held_for_a_while(count)
-        peak.leave()
-        held_for_a_while(1)
-    held_for_a_while(900)  # and decodes
-    peak.stop()
-    assert (peak.transformer, peak.whole) == (120, 1000)
-
-
-def test_the_hooks_of_a_call_read_the_peak(monkeypatch):
-    memory = Memory()
-    for name in ("reset_peak_memory_stats", "max_memory_allocated"):
-        monkeypatch.setattr(torch.cuda, name, getattr(memory, name))
-    clock = torch.device("cpu")
-    monkeypatch.setattr(measuring, "Span", lambda device, span=measuring.Span: span(clock))
-
-    class Block(torch.nn.Module):
-        def forward(self, count):
-            memory.take(count)
-            memory.take(-count)
-
-    block = Block()
-    with measuring.watched(block, torch.device("cuda")) as run:
-        block(5)
-        block(30)
-        memory.take(400)
-    assert (run.peak_bytes_transformer, run.peak_bytes, len(run.calls)) == (130, 500, 2)
-    assert not block._forward_hooks and not block._forward_pre_hooks
 
 
 def test_extra_memory_is_that_of_the_transformer(run, tmp_path):
@@ -327,19 +257,6 @@ def test_every_method_of_the_registry_is_a_line():
     )
 
 
-def test_keep_is_what_stays_whatever_the_method_calls_it():
-    def shares(name, keep):
-        return kept_share(METHODS[name], keep)
-
-    assert shares("topi", 0.3) == shares("random", 0.3) == (0.3, {"ratio": 0.3})
-    assert shares("tomesd", 0.3) == (0.3, {"ratio": 0.7})
-    assert shares("toma", 0.2) == shares("dato", 0.2) == (0.25, {"ratio": 0.75})  # and says so
-    assert shares("downscaled_ref", 0.25) == (0.25, {"scale": 0.5})
-    assert shares("fewer_steps", 0.2) == (0.2, {"share": 0.2})
-    assert shares("checker", 0.2) == (0.5, {})
-    assert shares("ref_kv", 0.2) == (None, {})
-
-
 def test_a_compiled_model_is_compared_with_its_compiled_full_run(tmp_path):
     settings = ["methods=[topi]", "keep=[0.5]", "compile=true", "backend=eager", "references=2"]
     torch._dynamo.reset()
@@ -405,26 +322,3 @@ def test_one_thread_and_two_are_not_pooled(monkeypatch, tmp_path):
     finally:
         torch.set_num_threads(before)
     assert len(list((tmp_path / "bench").iterdir())) == 2
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ("weights=rnd", "weights=rnd is unknown; choose one of: own, random"),
-        ("keep=[2]", r"keep=2.0 must be in \(0, 1\]"),
-        ("graphs=true", "graphs=true needs compile=true"),
-        ("repeats=0", "repeats=0 must be at least 1"),
-        ("warmup=-1", "warmup=-1 must be at least 0"),
-        ("steps=0", "steps=0 must be at least 1"),
-        ("round_to=0", "round_to=0 must be at least 1"),
-        ("repeats=x", "repeats: "),
-    ],
-)
-def test_bad_input_is_one_sentence(given, message):
-    with pytest.raises(ToPiError, match=message):
-        read_bench([given])
-
-
-def test_what_it_does_not_read_is_refused(capsys):
-    assert cli.main(["bench", "tau=0.5"]) == 1
-    assert "does not read tau" in capsys.readouterr().err
