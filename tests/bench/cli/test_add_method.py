@@ -54,13 +54,13 @@ def test_what_is_written_is_in_style(checkout):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Foo", "'Foo' is no name for a method"),
-        ("../foo", "no name for a method"),
-        ("a__b", "no name for a method"),
-        ("class", "no name for a method"),
-        ("topi", "'topi' already"),
-        ("teacache", "'teacache' already"),
-        ("pruner", "'pruner' already"),
+        ("Foo", "'Foo' is not a valid method name"),
+        ("../foo", "not a valid method name"),
+        ("a__b", "not a valid method name"),
+        ("class", "not a valid method name"),
+        ("topi", "'topi' is already in use"),
+        ("teacache", "'teacache' is already in use"),
+        ("pruner", "'pruner' is already in use"),
     ],
 )
 def test_names_that_are_refused(checkout, name, message):
@@ -75,7 +75,7 @@ def test_nothing_is_overwritten(checkout):
     with pytest.raises(ToPiError, match=r"tests/methods/test_foo\.py exists already"):
         add_method("foo", checkout)
     assert mine.read_text() == "mine" and not list(checkout.rglob("*.yaml"))
-    with pytest.raises(ToPiError, match="is no checkout"):
+    with pytest.raises(ToPiError, match="is not a checkout"):
         add_method("foo", checkout / "conf")
 
 
@@ -87,4 +87,4 @@ def test_from_the_command_line(monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().out.splitlines()[0] == f"wrote {tmp_path / 'foo.py'}"
     monkeypatch.undo()
     assert cli.main(["add-method", "topi"]) == 1
-    assert capsys.readouterr().err.startswith("topi: There is a method")
+    assert capsys.readouterr().err.startswith("topi: 'topi' is already in use")

@@ -24,11 +24,11 @@ def add_method(name: str, root: Path | None = None) -> list[Path]:
     """Write a method, its configuration and its test; returns their paths.
 
     Args:
-        name: as it will stand behind `method=`.
+        name: of the method, as in `method=NAME`.
         root: of the checkout; by default that of this package.
 
     Raises:
-        ToPiError: the name is no such name or taken, or there is no checkout.
+        ToPiError: NAME is not a valid method name or is already in use, or there is no checkout.
     """
     check_name(name)
     root = conf_folder().parent if root is None else root
@@ -37,7 +37,7 @@ def add_method(name: str, root: Path | None = None) -> list[Path]:
         if path.exists():
             raise ToPiError(f"{path.relative_to(root)} exists already; choose another name.")
         if not path.parent.is_dir():
-            raise ToPiError(f"{root} is no checkout of this repository: it lacks {path.parent}.")
+            raise ToPiError(f"{root} is not a checkout of this repository: it lacks {path.parent}.")
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
@@ -56,20 +56,19 @@ def add_method(name: str, root: Path | None = None) -> list[Path]:
 
 
 def check_name(name: str) -> None:
-    """Refuse what is no name of a method, or that of one.
+    """Refuse a name that is not valid for a method, or is already in use.
 
     Raises:
-        ToPiError: it says why.
+        ToPiError: with the reason.
     """
     from topi import methods  # loads torch
 
-    found = pkgutil.walk_packages(methods.__path__, f"{methods.__name__}.")
-    modules = {module.name.rpartition(".")[2] for module in found}
-
+    walked = pkgutil.walk_packages(methods.__path__, f"{methods.__name__}.")
+    modules = {module.name.rpartition(".")[2] for module in walked}
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise ToPiError(
-            f"{name!r} is no name for a method: small letters, digits and single underscores, "
-            "such as my_method."
+            f"{name!r} is not a valid method name; use small letters, digits and single "
+            "underscores, such as my_method."
         )
     if name in methods.METHODS or name in methods.CACHES or name in modules:
-        raise ToPiError(f"There is a method, a cache or a module {name!r} already.")
+        raise ToPiError(f"{name!r} is already in use by a method, a cache or a module.")

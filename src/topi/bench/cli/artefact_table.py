@@ -71,9 +71,9 @@ def draw(name: str, store_root: Path, out: Path) -> int:
     from topi.bench.report.paper.suite import suites
 
     artefact, store = ARTEFACTS[name], checked_store(store_root)
-    found = suites(store)
-    figures, missing = build_figures(store, found, out / "figures", artefact.figures)
-    tables = write_tables(build_tables(store, found, artefact.tables), out / "tables")
+    in_store = suites(store)
+    figures, missing = build_figures(store, in_store, out / "figures", artefact.figures)
+    tables = write_tables(build_tables(store, in_store, artefact.tables), out / "tables")
     for path in [*(figure.path for figure in figures), *tables]:
         say(path)
     written = {path.stem for path in tables}

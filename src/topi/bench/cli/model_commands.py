@@ -43,8 +43,8 @@ def probe(overrides: Overrides = None) -> None:
     from topi.bench.report.study_tables import probe_table
     from topi.bench.studies.study import probe as run
 
-    found = run(overrides or [])
-    _show(probe_table(found), found.path)
+    recorded = run(overrides or [])
+    _show(probe_table(recorded), recorded.path)
 
 
 def fit_cache(
@@ -73,9 +73,11 @@ def search(
 
     front, path = run(overrides or [], method, population, generations, out)
     table = Table("PSNR", "FLOP-ideal", "layers run", "pruned", box=None, pad_edge=False)
-    for found in front:
-        layers, pruned = (sum(each) / len(each) for each in (found.depths, found.ratio))
-        cells = (f"{found.psnr:.2f}", f"{found.speedup:.2f}×", f"{layers:.1f}", f"{pruned:.0%}")
+    for schedule in front:
+        layers = sum(schedule.depths) / len(schedule.depths)
+        pruned = sum(schedule.ratio) / len(schedule.ratio)
+        speedup = f"{schedule.speedup:.2f}×"
+        cells = (f"{schedule.psnr:.2f}", speedup, f"{layers:.1f}", f"{pruned:.0%}")
         table.add_row(*cells)
     _show(table, path)
 
@@ -103,10 +105,10 @@ def tune(
     from topi.bench.studies.tune import tune as run
 
     log_to_stderr()
-    found = run(overrides or [], min_psnr, speed, [n for n in only.split(",") if n], samples)
+    proposal = run(overrides or [], min_psnr, speed, [n for n in only.split(",") if n], samples)
     table = Table("", "setting", "PSNR", "[95 %]", "FLOP-ideal", "measured", box=None)
-    for _, line in found.curve.iterrows():
-        mark = "→" if line["label"] == found.label else "*" if line["front"] else ""
+    for _, line in proposal.curve.iterrows():
+        mark = "→" if line["label"] == proposal.label else "*" if line["front"] else ""
         interval = f"{line['psnr_low']:.2f}, {line['psnr_high']:.2f}"
         speeds = (line[name] for name in ("flop_speedup", "speedup"))
         speeds = ("–" if speed != speed else f"{speed:.2f}×" for speed in speeds)  # not timed
@@ -114,9 +116,9 @@ def tune(
     screen = console()
     screen.print(table)
     screen.print("*: no other setting is better in both")
-    for file in found.files:
+    for file in proposal.files:
         screen.print(f"wrote {file}")
-    command = " ".join([f"proposed: {found.label}; add", *found.overrides])
+    command = " ".join([f"proposed: {proposal.label}; add", *proposal.overrides])
     screen.print(command, soft_wrap=True)
 
 
@@ -127,9 +129,9 @@ def bench(overrides: BenchOverrides = None) -> None:
     from topi.bench.report.text_table import to_markdown
     from topi.bench.speed.benchmark import bench as run
 
-    found = run(overrides or [])
-    say(to_markdown(speed_table(found)))
-    say(f"wrote {found.path} and {save(speed_figure(found), found.path, 'speed')}")
+    measured = run(overrides or [])
+    say(to_markdown(speed_table(measured)))
+    say(f"wrote {measured.path} and {save(speed_figure(measured), measured.path, 'speed')}")
 
 
 def predict(overrides: PredictOverrides = None, out: OutOption = REPORT) -> None:
@@ -176,19 +178,19 @@ def data_check(
     """Check that a data set is complete: own edits, AnyEdit-Test or AnyEdit's Parquet files."""
     from topi.bench.data.check import check
 
-    found = check(path, every)
-    say(f"{path}: {found.kind}, {found.total} rows, images of {found.looked_at} looked at")
-    for (category, kind), number in sorted(found.rows.items()):
+    checked = check(path, every)
+    say(f"{path}: {checked.kind}, {checked.total} rows, images of {checked.looked_at} looked at")
+    for (category, kind), number in sorted(checked.rows.items()):
         say(f"  {category:<16} {kind:<26} {number:>8}")
-    for where, reason in found.broken[:show]:
+    for where, reason in checked.broken[:show]:
         say(f"  broken: {where}: {reason}")
-    if (more := len(found.broken) - show) > 0:
-        say(f"  and {more} more; --show {len(found.broken)} lists them")
-    if found.absent:
-        say(f"  none of {', '.join(found.absent)}: fetch them if you want them")
-    whole = "these types are complete" if found.absent else "complete"
-    say(f"{len(found.broken)} broken" if found.broken else whole)
-    return 1 if found.broken else 0
+    if (more := len(checked.broken) - show) > 0:
+        say(f"  and {more} more; --show {len(checked.broken)} lists them")
+    if checked.absent:
+        say(f"  none of {', '.join(checked.absent)}: fetch them if you want them")
+    whole = "these types are complete" if checked.absent else "complete"
+    say(f"{len(checked.broken)} broken" if checked.broken else whole)
+    return 1 if checked.broken else 0
 
 
 def fetch_lpips() -> None:

@@ -30,13 +30,13 @@ def status(
     from topi.bench.results import Store
 
     screen = console()
-    found = Store(store)
-    compacted, cells = found.tally()
+    results = Store(store)
+    compacted, cells = results.tally()
     if not compacted and not cells:
         screen.print(f"No cells in {store} yet: compute some with `topi run`.")
         return
     many = compacted.total() + len(cells) > LISTED and not every
-    lines = sorted(map(_status, cells if many or not compacted else found.find_cells()))
+    lines = sorted(map(_status, cells if many or not compacted else results.find_cells()))
     if many:
         counts = Counter({(model, "complete"): number for model, number in compacted.items()})
         counts.update((model, state.split()[0].rstrip(":")) for _, model, *_, state, _ in lines)
@@ -87,12 +87,12 @@ def verify(
     from topi.bench.runs.verify import verification_table
     from topi.bench.runs.verify import verify as run_again
 
-    found = run_again(store, cell, samples)
+    verification = run_again(store, cell, samples)
     screen = console()
-    screen.print(verification_table(found, tolerance))
-    for condition in found.conditions:
+    screen.print(verification_table(verification, tolerance))
+    for condition in verification.conditions:
         screen.print(f"Other conditions here: {condition}")
-    return int(not all(check.same(tolerance) for check in found.checks))
+    return int(not all(check.same(tolerance) for check in verification.checks))
 
 
 def compact(store: StoreOption = RESULTS) -> None:
@@ -125,13 +125,13 @@ def sync(
     from topi.bench.tracking.sync import sync as upload
     from topi.bench.tracking.sync import unsynced
 
-    found = Store(store)
+    results = Store(store)
     if dry_run:
-        for folder in unsynced(found):
+        for folder in unsynced(results):
             say(folder.name)
         return 0
     log_to_stderr()
-    return int(bool(upload(found)))
+    return int(bool(upload(results)))
 
 
 def register(app: typer.Typer) -> None:

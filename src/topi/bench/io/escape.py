@@ -1,7 +1,7 @@
 """Text from data sets and stores in each kind of output: one function per kind, used by all.
 
-Labels, instructions, ids and model names come from strangers. In an output they are text: they
-change neither its structure nor its looks, and run nothing. HTML is escaped by Jinja; there
+Labels, instructions, ids and model names come from other people. In an output they are plain text:
+they cannot change its structure or run anything. HTML is escaped by Jinja; there
 `printable` does the rest.
 """
 
@@ -61,11 +61,11 @@ def printable(text: str) -> str:
 
     Tabs and line feeds stay.
     """
-    return _UNPRINTABLE.sub(lambda found: ascii(found.group())[1:-1], text)
+    return _UNPRINTABLE.sub(lambda match: ascii(match.group())[1:-1], text)
 
 
 def one_line(text: str) -> str:
-    """`printable`, with a space for each line break or tab."""
+    """`printable`, with a space in place of a line break or tab."""
     return printable(_SPACES.sub(" ", text))
 
 
@@ -118,7 +118,7 @@ def rich_markup(text: str) -> str:
 
 
 def console(width: int | None = 160, file: TextIO | None = None) -> Console:
-    """Where tables and bars are printed; no string is taken for markup.
+    """A rich console for tables and bars; no string is read as markup.
 
     Args:
         width: in a pipe, which has none of its own; None: rich's default.

@@ -16,7 +16,7 @@ MARK = "@"
 
 
 def checked_name(name: Any) -> str:
-    """A key or an id that becomes a part of a path: whoever wrote it, it stays in its folder.
+    """A key or an id that becomes a part of a path: it cannot lead out of its folder.
 
     Raises:
         ToPiError: it is not one plain name, too long, or no valid Unicode.
@@ -29,8 +29,8 @@ def checked_name(name: Any) -> str:
     ):
         shown = repr(name)[:LONGEST]
         raise ToPiError(
-            f"{shown} cannot name a file: what it is from, a store or a data set, is broken. A "
-            f"name has at most {LONGEST_BYTES} bytes, no slash and only valid Unicode."
+            f"{shown} cannot name a file: its store or data set is broken. A name has at most "
+            f"{LONGEST_BYTES} bytes, no slash and only valid Unicode."
         )
     return name
 
@@ -50,7 +50,7 @@ def file_name(text: str) -> str:
 
 
 def file_names(texts: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
-    """`file_name` of each text, with a hash more where an earlier name is the same file.
+    """`file_name` of each text, with a hash appended where an earlier name is the same file.
 
     Args:
         texts: in the order in which they get their names.
@@ -76,12 +76,12 @@ def same_file(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def folded(name: str) -> str:
-    """What is equal for two names that macOS and Windows take for one file."""
+    """A form that is equal for two names that are one file on macOS and Windows."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8: a lone surrogate, as JSON may hold it, cannot."""
+    """True if a text can be written as UTF-8. A lone surrogate, which JSON may hold, cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -90,7 +90,7 @@ def is_unicode(text: str) -> bool:
 
 
 def can_be_path(text: str) -> bool:
-    """Whether a file system can be asked for a path: no NUL, no part of more than 255 bytes."""
+    """True if a file system accepts a path: no NUL, no part of more than 255 bytes."""
     longest = max(len(part.encode(errors="surrogatepass")) for part in text.split("/"))
     return "\0" not in text and longest <= 255 and len(text) < 1000
 

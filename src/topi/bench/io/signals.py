@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal wants this process to end; `signum` says which."""
+    """A signal that ends this process; `signum` is its number."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -24,12 +24,12 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stoppable(command: str) -> Iterator[None]:
-    """Tell the user of the first signal at once, clean up, and exit; a second one exits right away.
+    """On the first signal print one line, clean up and exit; on a second one exit at once.
 
-    Signals that are ignored, as HUP under `nohup`, stay ignored. Forks clean up without a word.
+    Signals that are ignored, as HUP under `nohup`, stay ignored. Forks clean up and print nothing.
 
     Args:
-        command: what the user typed, and is to type again.
+        command: what the user typed; the line says to type it again.
 
     The process ends inside this context if a signal comes, with 128 + the signal.
     """
@@ -50,13 +50,13 @@ def stoppable(command: str) -> Iterator[None]:
             os.write(2, f"{start}{one_line(line)}\n".encode(errors="replace"))
         raise Stopped(signum)
 
-    heard = [each for each in SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
-    before = {each: signal.signal(each, stop) for each in heard}
+    handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in handled}
     try:
         yield
     except Stopped as stopped:
         atexit._run_exitfuncs()
         os._exit(128 + stopped.signum)  # on its way out Python would die of a second signal
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)

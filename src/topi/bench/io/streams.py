@@ -1,4 +1,4 @@
-"""Standard streams and logs of a command: any text can be printed, and a full disk is told once."""
+"""Standard streams and logs of a command: any text is printable, a full disk is one message."""
 
 import errno
 import io
@@ -19,11 +19,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 def plain_streams() -> Iterator[None]:
     """What an encoding lacks is printed as an escape; log messages are `PlainRecord`s.
 
-    A log that cannot be written is told in one line, and left out from then on.
+    A log that cannot be written gives one line on stderr, and ends there.
 
     Raises:
         ToPiError: a file or standard output cannot be written.
-        SystemExit: whoever reads standard output has enough.
+        SystemExit: the reader of standard output has closed it.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -53,7 +53,7 @@ def _leave_out(handler: logging.Handler, record: logging.LogRecord) -> None:
 
 
 def _flush() -> None:
-    """Write what is left; what cannot be written is given up, so that Python does not try again."""
+    """Flush standard output. What cannot be written is dropped, so that Python does not retry."""
     try:
         sys.stdout.flush()
     except OSError as error:
