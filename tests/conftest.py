@@ -134,8 +134,8 @@ def calm(tmp_path_factory):
     """A cell of four samples that nothing happens to."""
     from small_cells import config_for, only_cell
 
-    from topi.bench.runs import experiment
+    from topi.bench.runs import compute
 
     store = tmp_path_factory.mktemp("calm")
-    experiment.run(config_for(store, "data.count=4", "latency.samples=0"))
+    compute.run(config_for(store, "data.count=4", "latency.samples=0"))
     return only_cell(store)

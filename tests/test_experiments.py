@@ -30,7 +30,9 @@ from topi.bench.report.paper.suite import identity
 from topi.bench.report.pareto import family
 from topi.bench.results import Store
 from topi.bench.results.probe_run import load_probes
-from topi.bench.runs.experiment import build_method, check, label_of, run
+from topi.bench.runs.assemble import build_method, check
+from topi.bench.runs.compute import run
+from topi.bench.runs.identify import label_of
 from topi.methods import CACHES, METHODS
 
 ROOT = Path(__file__).resolve().parents[1]

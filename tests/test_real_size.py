@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from topi.bench.runs.experiment import check
+from topi.bench.runs.assemble import check
 from topi.bench.speed.benchmark import model_of, read_bench
 from topi.methods import METHODS
 

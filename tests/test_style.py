@@ -28,7 +28,6 @@ LONG_FILES = {
     "src/topi/bench/report/paper/claims.py",
     "src/topi/bench/report/paper/paper_tables.py",
     "src/topi/bench/report/paper/suite.py",
-    "src/topi/bench/runs/experiment.py",
     "src/topi/engine/hooks.py",
     "src/topi/engine/session.py",
     "src/topi/methods/rivals/sdtm.py",

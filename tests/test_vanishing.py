@@ -7,7 +7,7 @@ from small_cells import config_for, only_cell, rows_of
 
 from topi.bench.report.gallery import gather
 from topi.bench.results import Cell, Store
-from topi.bench.runs import experiment
+from topi.bench.runs import compute
 from topi.errors import ToPiError
 
 
@@ -42,21 +42,21 @@ def assert_whole(cell, calm, caplog):
 def test_what_vanishes_meanwhile_is_computed_again(tmp_path, calm, monkeypatch, caplog, name):
     removing(monkeypatch, name)
     config = config_for(tmp_path / "s", "data.count=4")
-    experiment.run(config)
+    compute.run(config)
     assert_whole(only_cell(config.store), calm, caplog)
 
 
 def test_a_shard_whose_files_vanish_computes_them_again(tmp_path, calm, monkeypatch, caplog):
-    experiment.run(config_for(tmp_path, "data.count=4", "shard=0/2"))
+    compute.run(config_for(tmp_path, "data.count=4", "shard=0/2"))
     removing(monkeypatch, "shards/*/1of2/manifest.json")
-    experiment.run(config_for(tmp_path, "data.count=4", "shard=1/2"))
+    compute.run(config_for(tmp_path, "data.count=4", "shard=1/2"))
     assert_whole(only_cell(tmp_path), calm, caplog)
 
 
 def test_a_cell_that_never_gets_whole_fails(tmp_path, monkeypatch):
     removing(monkeypatch, "cells/*/manifest.json", always=True)
     with pytest.raises(ToPiError, match=r"manifest\.json cannot be read.* removes or damages"):
-        experiment.run(config_for(tmp_path, "data.count=2"))
+        compute.run(config_for(tmp_path, "data.count=2"))
     assert not only_cell(tmp_path).complete
 
 
@@ -76,7 +76,7 @@ def test_a_damaged_picture_blocks_no_report_and_is_computed_again(
     rows = store.rows().assign(category="one")
     assert [picture.sample for picture in gather(store, rows, 1)] == [calm.rows[1]["sample"]]
     edits.clear()
-    experiment.run(config_for(root, "data.count=4"))
+    compute.run(config_for(root, "data.count=4"))
     assert edits == [first]
     assert picture.read_bytes() == sound
     assert only_cell(root).complete

@@ -90,7 +90,8 @@ class CheckedSweeper(BasicSweeper):
             ConfigError: a point is impossible.
         """
         from topi.bench.config.schema import read_config
-        from topi.bench.runs.experiment import build_method, check, label_of
+        from topi.bench.runs.assemble import build_method, check
+        from topi.bench.runs.identify import label_of
 
         for overrides in batch:
             point = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))

@@ -18,7 +18,8 @@ from topi.bench.config.schema import (
     read_config,
 )
 from topi.bench.editors.editor import ModelConfig
-from topi.bench.runs.experiment import build_method, check, label_of
+from topi.bench.runs.assemble import build_method, check
+from topi.bench.runs.identify import label_of
 from topi.engine import FreezesTargets
 from topi.methods import CACHES, METHODS, make_cache
 from topi.methods.paper.topi import SCORES, ToPi

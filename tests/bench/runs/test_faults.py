@@ -31,7 +31,7 @@ from topi.bench.config.schema import read_config
 from topi.bench.editors.editor import TinyEditor
 from topi.bench.results import Store, provenance
 from topi.bench.results.files import write_lines
-from topi.bench.runs import experiment
+from topi.bench.runs import compute
 from topi.bench.runs.plan import PlannedCell, Task, dump, load, plan
 from topi.bench.runs.verify import verify
 from topi.bench.runs.work import retry, run_tasks
@@ -46,7 +46,7 @@ KILLS = 25
 def test_kill_9_at_any_moment_costs_no_row_and_doubles_none(tmp_path, calm):
     started = time.monotonic()
     config = config_for(tmp_path / "0", "data.count=4")
-    assert wait(fork(lambda: experiment.run(config))) == 0
+    assert wait(fork(lambda: compute.run(config))) == 0
     took = time.monotonic() - started
     dice, kills, store = random.Random(0), 0, 0
     while kills < KILLS:
@@ -54,7 +54,7 @@ def test_kill_9_at_any_moment_costs_no_row_and_doubles_none(tmp_path, calm):
         config = config_for(tmp_path / str(store), "data.count=4")
         code = -9
         while code == -9:
-            pid = fork(lambda config=config: experiment.run(config))
+            pid = fork(lambda config=config: compute.run(config))
             if kills < KILLS:  # on a machine that got slower none may come to an end between two
                 time.sleep(dice.uniform(0, took * 0.7))
                 os.kill(pid, signal.SIGKILL)
@@ -70,9 +70,9 @@ def test_of_two_workers_one_computes_and_the_other_says_so(tmp_path, calm):
     config = config_for(tmp_path / "s", "data.count=4")
     logs = [tmp_path / "log0", tmp_path / "log1"]
     go_on = tmp_path / "go on"
-    first = fork(lambda: pausing_after(1, lambda: experiment.run(config), go_on), logs[0])
+    first = fork(lambda: pausing_after(1, lambda: compute.run(config), go_on), logs[0])
     wait_for_rows(config.store, 1)
-    assert wait(fork(lambda: experiment.run(config), logs[1])) == 0
+    assert wait(fork(lambda: compute.run(config), logs[1])) == 0
     go_on.touch()
     assert wait(first) == 0
     told = [log.read_text() for log in logs]
@@ -179,7 +179,7 @@ def test_a_failing_cell_is_told_and_retry_runs_only_that(tmp_path, monkeypatch, 
 
 def test_rows_of_two_versions_of_the_code_are_not_mixed_unless_allowed(tmp_path, calm, monkeypatch):
     config = config_for(tmp_path / "s", "data.count=4")
-    pid = fork(lambda: pausing_after(2, lambda: experiment.run(config)))
+    pid = fork(lambda: pausing_after(2, lambda: compute.run(config)))
     wait_for_rows(config.store, 2)
     os.kill(pid, signal.SIGKILL)
     wait(pid)
@@ -187,11 +187,11 @@ def test_rows_of_two_versions_of_the_code_are_not_mixed_unless_allowed(tmp_path,
     done = len(cell.rows)
     monkeypatch.setattr(provenance, "code_digest", lambda: "f" * 16)
     with pytest.raises(ToPiError, match=r"is now ffffffff.*resume=any"):
-        experiment.run(config)
+        compute.run(config)
     assert "is now ffffffff" in cell.state
     assert len(cell.rows) == done
     config.resume = "any"
-    experiment.run(config)
+    compute.run(config)
     assert cell.complete
     assert rows_of(cell) == rows_of(calm)
     (resumed,) = only_cell(config.store).manifest["resumed"]
@@ -201,7 +201,7 @@ def test_rows_of_two_versions_of_the_code_are_not_mixed_unless_allowed(tmp_path,
 
 def test_a_damaged_complete_cell_is_computed_again_where_it_is_damaged(tmp_path, edits):
     config = config_for(tmp_path / "s", "data.count=3")
-    experiment.run(config)
+    compute.run(config)
     cell = only_cell(config.store)
     before = rows_of(cell)
     path = cell.path / "rows.jsonl"
@@ -211,7 +211,7 @@ def test_a_damaged_complete_cell_is_computed_again_where_it_is_damaged(tmp_path,
     sound = picture.read_bytes()
     picture.write_bytes(sound[:100])
     edits.clear()
-    experiment.run(config)
+    compute.run(config)
     assert len(edits) == 2  # the damaged row, and its damaged full output
     assert cell.complete
     assert rows_of(cell) == before
@@ -269,7 +269,7 @@ def test_verify_and_retry_find_relative_data_from_another_folder(tmp_path, monke
     (tmp_path / "here" / "mine" / "edits.jsonl").write_text(line)
     monkeypatch.chdir(tmp_path / "here")
     config = config_for("results", "data=folder", "data.path=mine", "lpips=false")
-    experiment.run(config)
+    compute.run(config)
     cell, store = only_cell("results"), str(tmp_path / "here" / "results")
     monkeypatch.chdir(tmp_path / "there")
     assert cli.main(["verify", cell.key, "--store", store]) == 0

@@ -21,7 +21,7 @@ from topi.bench.config.compose import composed
 from topi.bench.config.schema import ConfigError, read_config
 from topi.bench.editors.editor import TinyEditor
 from topi.bench.results import Cell, files, provenance
-from topi.bench.runs import experiment
+from topi.bench.runs import compute
 from topi.bench.runs.gpu import share
 from topi.bench.runs.plan import plan
 from topi.bench.runs.work import run_tasks
@@ -45,7 +45,7 @@ def assert_put_together(cell, calm):
 def test_shards_in_any_order_make_the_cell(tmp_path, calm, edits):
     states = []
     for config in shards_of(tmp_path, 3)[::-1]:
-        experiment.run(config)
+        compute.run(config)
         states.append(only_cell(tmp_path).state)
     assert states == ["partial 1/4", "partial 2/4", "complete"]
     cell = only_cell(tmp_path)
@@ -55,13 +55,13 @@ def test_shards_in_any_order_make_the_cell(tmp_path, calm, edits):
     assert noted == ["2of3", "1of3", "0of3"]
     assert cell.manifest["config"]["shard"] is None
     edits.clear()
-    experiment.run(shards_of(tmp_path, 3)[0])
-    experiment.run(config_for(tmp_path, "data.count=4"))
+    compute.run(shards_of(tmp_path, 3)[0])
+    compute.run(config_for(tmp_path, "data.count=4"))
     assert not edits
 
 
 def test_shards_at_the_same_time(tmp_path, calm):
-    pids = [fork(lambda c=config: experiment.run(c)) for config in shards_of(tmp_path, 2)]
+    pids = [fork(lambda c=config: compute.run(c)) for config in shards_of(tmp_path, 2)]
     assert [wait(pid) for pid in pids] == [0, 0]
     cell = only_cell(tmp_path)
     assert_put_together(cell, calm)
@@ -70,7 +70,7 @@ def test_shards_at_the_same_time(tmp_path, calm):
 
 def test_timed_pairs_are_shared_too(tmp_path):
     for config in shards_of(tmp_path, 2, "latency.samples=3", "latency.repeats=2"):
-        experiment.run(config)
+        compute.run(config)
     cell = only_cell(tmp_path)
     assert cell.complete
     first, second, third = (row["sample"] for row in cell.rows[:3])
@@ -78,7 +78,7 @@ def test_timed_pairs_are_shared_too(tmp_path):
 
 
 def test_several_processes_of_a_machine_through_fabric(tmp_path, calm):
-    experiment.run(config_for(tmp_path, "data.count=4", "devices=2"))
+    compute.run(config_for(tmp_path, "data.count=4", "devices=2"))
     cell = only_cell(tmp_path)
     assert_put_together(cell, calm)
     assert {attempt["shard"] for attempt in cell.manifest["resumed"]} == {"0of2", "1of2"}
@@ -104,7 +104,7 @@ def test_killed_shards_go_on_under_any_other_division(tmp_path, calm, edits):
     """Two of three are killed; what they have is not computed again by one of two."""
     for index in (0, 1):
         config = shards_of(tmp_path, 3)[index]
-        pid = fork(lambda c=config: pausing_after(1, lambda: experiment.run(c)))
+        pid = fork(lambda c=config: pausing_after(1, lambda: compute.run(c)))
         wait_for_rows(tmp_path, 1, f"{index}of3")
         os.kill(pid, signal.SIGKILL)
         wait(pid)
@@ -113,7 +113,7 @@ def test_killed_shards_go_on_under_any_other_division(tmp_path, calm, edits):
     with (part.path / "rows.jsonl").open("a") as file:
         file.write('{"sample": "torn')
     for config in shards_of(tmp_path, 2):
-        experiment.run(config)
+        compute.run(config)
     assert_put_together(only_cell(tmp_path), calm)
     assert len(edits) == 4  # samples 2 and 3
 
@@ -128,26 +128,26 @@ def test_killed_while_its_shard_was_taken_in(tmp_path, calm, edits, monkeypatch,
     with monkeypatch.context() as patch:
         patch.setattr(Cell, "finish", killed)  # of the shard, so that it is not taken in yet
         with pytest.raises(KeyboardInterrupt):
-            experiment.run(shards_of(tmp_path, 2)[0])
+            compute.run(shards_of(tmp_path, 2)[0])
     with monkeypatch.context() as patch:
         patch.setattr(files, "write_lines", killed)
         with pytest.raises(KeyboardInterrupt):
-            experiment.run(config_for(tmp_path, "data.count=4"))
+            compute.run(config_for(tmp_path, "data.count=4"))
     (part,) = only_cell(tmp_path).shards()
     (only_cell(tmp_path).path / ".manifest.json.7.part").write_text("{")  # of a killed process
     assert len(part.rows) == 2
     assert not list(part.path.glob("images/*"))
     edits.clear()
     for config in shards_of(tmp_path, next_divided_by):
-        experiment.run(config)
+        compute.run(config)
     assert_put_together(only_cell(tmp_path), calm)
     assert len(edits) == 4  # what was there is not computed again
 
 
 def test_one_process_takes_in_what_shards_left(tmp_path, calm, edits):
-    experiment.run(shards_of(tmp_path, 3)[0])
+    compute.run(shards_of(tmp_path, 3)[0])
     edits.clear()
-    experiment.run(config_for(tmp_path, "data.count=4"))
+    compute.run(config_for(tmp_path, "data.count=4"))
     assert_put_together(only_cell(tmp_path), calm)
     assert len(edits) == 4
 
@@ -158,28 +158,28 @@ def test_who_comes_second_says_so(tmp_path, calm, caplog):
     go_on = tmp_path / "go on"
     first, second = shards_of(tmp_path / "s", 2)
     whole = config_for(tmp_path / "s", "data.count=4")
-    pid = fork(lambda: pausing_after(1, lambda: experiment.run(first), go_on))
+    pid = fork(lambda: pausing_after(1, lambda: compute.run(first), go_on))
     wait_for_rows(tmp_path / "s", 1, "0of2")
     assert only_cell(tmp_path / "s").state == "running 1/4"
-    experiment.run(first)
+    compute.run(first)
     assert "another process is computing 0of2" in caplog.text
-    experiment.run(whole)
+    compute.run(whole)
     assert "others compute shards of" in caplog.text
     go_on.touch()
     assert wait(pid) == 0
-    experiment.run(second)
+    compute.run(second)
     assert_put_together(only_cell(tmp_path / "s"), calm)
 
 
 def test_shards_of_two_versions_of_the_code_are_not_put_together(tmp_path, calm, monkeypatch):
     first, second = shards_of(tmp_path, 2)
-    experiment.run(first)
+    compute.run(first)
     monkeypatch.setattr(provenance, "code_digest", lambda: "f" * 16)
     with pytest.raises(ToPiError, match=r"1of2.*is now ffffffff.*resume=any"):
-        experiment.run(second)
+        compute.run(second)
     assert "is now ffffffff" in only_cell(tmp_path).state
     second.resume = "any"
-    experiment.run(second)
+    compute.run(second)
     assert_put_together(only_cell(tmp_path), calm)
     changed = [attempt["changed"] for attempt in only_cell(tmp_path).manifest["resumed"]]
     assert changed[0] == []
@@ -197,11 +197,11 @@ def test_a_shard_that_fails_is_told(tmp_path, calm, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(TinyEditor, "edit", edit)
-        experiment.run(first)
+        compute.run(first)
         with pytest.raises(ZeroDivisionError):
-            experiment.run(second)
+            compute.run(second)
     assert only_cell(tmp_path).state == "failed: ZeroDivisionError()"
-    experiment.run(second)
+    compute.run(second)
     assert_put_together(only_cell(tmp_path), calm)
 
 
@@ -237,12 +237,12 @@ KILLS = 25  # at most
 def test_shards_killed_at_random_moments_lose_nothing(tmp_path, calm):
     dice, kills = random.Random(1), 0
     started = time.monotonic()
-    assert wait(fork(lambda: experiment.run(shards_of(tmp_path / "0", 2)[0]))) == 0
+    assert wait(fork(lambda: compute.run(shards_of(tmp_path / "0", 2)[0]))) == 0
     took = time.monotonic() - started
     for store in range(1, 3):
         waiting = shards_of(tmp_path / str(store), 2)
         while waiting:
-            pids = [fork(lambda c=config: experiment.run(c)) for config in waiting]
+            pids = [fork(lambda c=config: compute.run(c)) for config in waiting]
             if kills < KILLS:  # on a machine that got slower none may come to an end between two
                 time.sleep(dice.uniform(0, took))
                 for pid in pids:
@@ -252,6 +252,6 @@ def test_shards_killed_at_random_moments_lose_nothing(tmp_path, calm):
             waiting = [c for c, code in zip(waiting, codes, strict=True) if code == -9]
         cell = only_cell(tmp_path / str(store))
         if not cell.complete:  # the last was killed when all was there but the end
-            experiment.run(shards_of(tmp_path / str(store), 2)[0])
+            compute.run(shards_of(tmp_path / str(store), 2)[0])
         assert_put_together(cell, calm)
     assert kills >= 2

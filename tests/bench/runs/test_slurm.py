@@ -22,7 +22,9 @@ from small_cells import PATIENCE, SMOKE, assert_equal, fork, wait, wait_until
 from topi.bench.config.compose import composed
 from topi.bench.config.schema import read_config
 from topi.bench.results import Store
-from topi.bench.runs import experiment
+from topi.bench.runs import compute
+from topi.bench.runs.assemble import assemble
+from topi.bench.runs.identify import identify
 from topi.bench.runs.plan import PlannedCell, Task, dump, plan
 from topi.bench.runs.work import run_tasks
 
@@ -128,7 +130,7 @@ def test_the_sweep_of_the_card_on_both_types_of_gpu(slurm, tmp_path):
     path.write_text(dump(tasks))
     # One cell cannot be written: what is damaged in it cannot be set aside.
     doomed = read_config(composed(on_h20.cells[1].overrides))
-    key = experiment.prepare(doomed)[-1]["key"]
+    key = identify(assemble(doomed))["key"]
     obstacle = store / "cells" / key / "quarantine"
     (obstacle.parent / "rows.jsonl").mkdir(parents=True)
     obstacle.touch()
@@ -155,7 +157,7 @@ def test_the_sweep_of_the_card_on_both_types_of_gpu(slurm, tmp_path):
         "toma",
     }
     obstacle.unlink()
-    experiment.run(doomed)
+    compute.run(doomed)
     assert len(Store(store).load_cells()) == 8
     assert all(cell.complete for cell in Store(store).load_cells())
 

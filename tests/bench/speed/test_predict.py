@@ -12,7 +12,7 @@ from topi.bench.editors.random import weightless
 from topi.bench.report.cost_table import check_table, cost_table
 from topi.bench.report.text_table import to_markdown
 from topi.bench.results.bench_run import bench_run, load_benches
-from topi.bench.runs import experiment
+from topi.bench.runs import compute
 from topi.bench.speed.cost import CostModel, shown
 from topi.bench.speed.gpus import GPUS
 from topi.bench.speed.predict import compare_measured, cost_model, predict, read_predict
@@ -119,8 +119,8 @@ def test_what_was_measured_on_a_gpu_is_checked_too(run, tmp_path):
 
 def test_timed_cells_are_checked(tmp_path):
     timed = ["data.count=1", "latency.samples=1", "latency.repeats=1"]
-    experiment.run(config_for(tmp_path, *timed, "tau=0.6"))
-    experiment.run(config_for(tmp_path, *timed, "tau=0.6", "cache=teacache"))
+    compute.run(config_for(tmp_path, *timed, "tau=0.6"))
+    compute.run(config_for(tmp_path, *timed, "tau=0.6", "cache=teacache"))
     found = compare_measured(tmp_path, H200, "tiny_flux")
     plain, cached = (found[found["label"].str.contains("cache") == c].iloc[0] for c in (0, 1))
     assert "tau=0.6" in plain["label"] and pd.isna(plain["why"])

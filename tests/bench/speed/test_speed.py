@@ -232,7 +232,7 @@ def test_the_figure_has_a_point_for_each_line(run, tmp_path):
 
 
 def test_every_method_of_the_registry_is_a_line():
-    from topi.bench.runs.experiment import open_editor
+    from topi.bench.runs.assemble import open_editor
     from topi.bench.speed.benchmark import variants_of
     from topi.models import adapter_for
 

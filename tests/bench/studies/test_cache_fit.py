@@ -18,7 +18,8 @@ from topi.bench.cli import main as cli
 from topi.bench.config.schema import conf_folder, read_config
 from topi.bench.editors import editor, standin
 from topi.bench.results.cache_fit_file import CacheFit, read_cache_fit, write_cache_fit
-from topi.bench.runs.experiment import build_method, label_of, open_editor
+from topi.bench.runs.assemble import build_method, open_editor
+from topi.bench.runs.identify import label_of
 from topi.bench.studies import cache_fit
 from topi.bench.studies.cache_fit import fit_polynomial, watch_output
 from topi.errors import ToPiError

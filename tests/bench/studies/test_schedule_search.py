@@ -9,7 +9,7 @@ from topi.bench.cli import main as cli
 from topi.bench.config.compose import composed
 from topi.bench.config.schema import read_config
 from topi.bench.results import files
-from topi.bench.runs.experiment import build_method
+from topi.bench.runs.assemble import build_method
 from topi.bench.studies.schedule_search import RATIOS, Schedule, Space, search
 from topi.errors import ToPiError
 from topi.methods.rivals.dato import DaTo

@@ -11,7 +11,9 @@ from topi.bench.config.schema import LayersConfig, conf_folder
 from topi.bench.results import files
 from topi.bench.results.calibration_file import read_calibration
 from topi.bench.results.probe_run import load_probes
-from topi.bench.runs.experiment import build_method, label_of, layers_of
+from topi.bench.runs.assemble import build_method
+from topi.bench.runs.identify import label_of
+from topi.bench.runs.layer_choice import layers_of
 from topi.bench.studies import calibration as evaluation
 from topi.bench.studies import probing
 from topi.bench.studies.study import CALIBRATE_READS, PROBE_READS, SAMPLES, compose_study

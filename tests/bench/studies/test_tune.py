@@ -8,7 +8,8 @@ import topi.bench.studies.tune
 from topi.bench.cli import main as cli
 from topi.bench.config.compose import composed
 from topi.bench.config.schema import ConfigError, read_config
-from topi.bench.runs.experiment import build_method, label_of
+from topi.bench.runs.assemble import build_method
+from topi.bench.runs.identify import label_of
 from topi.bench.studies.tune import choose, parts, settings
 from topi.errors import ToPiError
 

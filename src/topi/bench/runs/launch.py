@@ -70,7 +70,7 @@ def run_point(composed: DictConfig) -> None:
             check_axes(composed, settings.overrides.task)
         config = read_config(composed)
 
-        from topi.bench.runs.experiment import run  # loads torch, which a refusal need not wait for
+        from topi.bench.runs.compute import run  # loads torch, which a refusal need not wait for
 
         run(config, settings.runtime.choices.get("experiment"))
     except ToPiError as error:

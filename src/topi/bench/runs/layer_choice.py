@@ -1,6 +1,11 @@
-"""Which layers score the tokens, if not the representative ones (paper, Table 5)."""
+"""Which layers score the tokens (paper, Table 5)."""
 
 import random
+
+from topi.bench.config.schema import LayersConfig
+from topi.bench.editors.editor import Editor
+from topi.bench.results.calibration_file import read_calibration
+from topi.models import ModelFacts
 
 
 def choose_layers(
@@ -32,3 +37,28 @@ def choose_layers(
     if strategy == "random":
         return tuple(sorted(random.Random(seed).sample(range(depth), count)))
     raise ValueError(f"layers={strategy} is unknown.")
+
+
+def layers_of(
+    config: LayersConfig, facts: ModelFacts | None = None, editor: Editor | None = None
+) -> tuple[int, ...] | None:
+    """The layers of a strategy; None if no representative layers of this model are known.
+
+    Representative layers come from `layers.file`, else from the model's configuration, else from
+    the calibration that its weights ship with, else from the paper.
+
+    Raises:
+        ToPiError: the calibration cannot be read, or is of other weights.
+    """
+    depth = facts.depth if facts else 1
+    layers = choose_layers(config.strategy, depth, config.count, config.seed)
+    if layers is not None:
+        return layers
+    file = config.file
+    if file is None and editor is not None and editor.config.representative_layers is None:
+        shipped = editor.calibration_file
+        file = shipped if shipped and shipped.is_file() else None
+    if file is not None:
+        calibration = read_calibration(file)
+        return calibration.layers_for(editor.fingerprint()) if editor else calibration.layers
+    return facts.representative_layers if facts else None

@@ -77,7 +77,8 @@ def plan(
             f"--gpu {gpu} is no type of GPU: give the TYPE of your cluster's gpu:TYPE:1, which "
             "`sinfo -o %G` lists, or none for cores."
         )
-    from topi.bench.runs.experiment import build_method, check, label_of  # loads torch
+    from topi.bench.runs.assemble import build_method, check  # loads torch
+    from topi.bench.runs.identify import label_of
 
     with refusals():
         parsed = OverridesParser.create().parse_overrides(list(overrides))

@@ -78,12 +78,15 @@ def verify(root: Path, name: str, count: int = 3) -> Verification:
 
 
 def _run_again(cell: Cell, rows: list[dict[str, Any]]) -> tuple[list[SampleCheck], list[str]]:
-    from topi.bench.runs import experiment  # loads torch
+    from topi.bench.runs.assemble import assemble  # loads torch
     from topi.bench.runs.cell import run_quality
+    from topi.bench.runs.compute import bench_of
+    from topi.bench.runs.identify import identify
 
     config = config_of(cell)
-    editor, method, data, manifest = experiment.prepare(config)
-    bench = experiment.bench_of(config, editor, data, manifest)
+    parts = assemble(config)
+    manifest = identify(parts)
+    bench = bench_of(parts, manifest)
     conditions = _conditions(cell.manifest, manifest)
     samples = [bench.data[row["index"]] for row in rows]
     if [sample.id for sample in samples] != [row["sample"] for row in rows]:
@@ -94,7 +97,7 @@ def _run_again(cell: Cell, rows: list[dict[str, Any]]) -> tuple[list[SampleCheck
         target = again.cell(cell.key)
         target.start(manifest)
         here = replace(bench, data=samples, full=full)
-        run_quality(here, method, target, f"verifying {manifest['label']}")
+        run_quality(here, parts.method, target, f"verifying {manifest['label']}")
         before = Store(cell.path.parents[1]).full(cell.manifest["full_key"])
         checks = [
             SampleCheck(

@@ -133,7 +133,7 @@ def _manifest(cell: Cell) -> dict[str, Any]:
 
 def _attempt(label: str, configure: Callable[[], Config], experiment: str | None) -> bool:
     """Run a cell; log why if it fails."""
-    from topi.bench.runs.experiment import run  # loads torch
+    from topi.bench.runs.compute import run  # loads torch
 
     try:
         run(configure(), experiment)

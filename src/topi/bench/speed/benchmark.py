@@ -138,7 +138,7 @@ def bench(overrides: Sequence[str]) -> BenchRun:
     Raises:
         ToPiError: the configuration is impossible, another process does the same, or no line runs.
     """
-    from topi.bench.runs import experiment
+    from topi.bench.runs import assemble
     from topi.bench.runs.cell import progress
     from topi.bench.runs.gpu import claim_gpu
     from topi.bench.runs.resume import alone
@@ -149,9 +149,9 @@ def bench(overrides: Sequence[str]) -> BenchRun:
 
     settings, rest = read_bench(overrides)
     config = model_of(settings, rest)
-    experiment.check(config)
+    assemble.check(config)
     claim_gpu(Path(config.store))
-    editor = experiment.open_editor(config)
+    editor = assemble.open_editor(config)
     if settings.compile:
         graphs = {"dynamic": False, "mode": "reduce-overhead"} if settings.graphs else {}
         compile(editor.pipe, backend=settings.backend, **graphs)
@@ -255,7 +255,7 @@ def variants_of(
         ConfigError: an unknown method.
     """
     from topi.bench.config.compose import composed
-    from topi.bench.runs import experiment
+    from topi.bench.runs import assemble
     from topi.bench.speed.lines import HooksOnly, Variant, refused, uncompiled
     from topi.methods import METHODS
     from topi.methods.floors.full import Full
@@ -282,7 +282,7 @@ def variants_of(
                 whole.method["front_layers"] = config.model["front_layers"]
             label = name if keep is None else f"{name} keep={keep:g}"
             try:
-                built = experiment.build_method(whole, facts, editor)
+                built = assemble.build_method(whole, facts, editor)
                 attach = partial(built, trim_last=settings.trim_last)
             except ToPiError as error:  # the others can still run
                 attach = refused(error)

@@ -44,18 +44,20 @@ class Study:
     """
 
     def __init__(self, config: Config) -> None:
-        from topi.bench.runs import experiment  # loads torch, which a refusal need not wait for
+        from topi.bench.runs import assemble  # loads torch, which a refusal need not wait for
         from topi.bench.runs.gpu import claim_gpu
+        from topi.bench.runs.identify import full_run
+        from topi.bench.runs.layer_choice import layers_of
         from topi.models import adapter_for
 
-        experiment.check(config)
+        assemble.check(config)
         self.config = config
-        self.data = experiment.load_data(config.data)
+        self.data = assemble.load_data(config.data)
         claim_gpu(Path(config.store))
-        self.editor = experiment.open_editor(config)
+        self.editor = assemble.open_editor(config)
         self.facts = adapter_for(self.editor.pipe).facts
-        self.full = experiment.full_run(config, self.editor, self.data)
-        self._layers_of = experiment.layers_of
+        self.full = full_run(config, self.editor, self.data)
+        self._layers_of = layers_of
 
     def layers(self) -> tuple[int, ...]:
         """The layers that the configuration chooses.

@@ -98,7 +98,9 @@ def tune(
     Raises:
         ToPiError: the configuration is impossible, or no setting is good or fast enough.
     """
-    from topi.bench.runs.experiment import build_method, check, label_of, run  # loads torch
+    from topi.bench.runs.assemble import build_method, check  # loads torch
+    from topi.bench.runs.compute import run
+    from topi.bench.runs.identify import label_of
 
     if (min_psnr is None) == (min_speed is None):
         raise ToPiError("Give one of --min-psnr and --speed.")
