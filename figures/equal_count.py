@@ -1,4 +1,4 @@
-"""Quality with as many tokens kept: `topi figure equal_count`."""
+"""Quality at an equal number of kept tokens: `topi figure equal_count`."""
 
 from topi.bench.cli.main import script
 

@@ -78,13 +78,13 @@ def test_who_is_neither_first_nor_named_is_folded(add, suite_of):
     add("full cache=teacache", plus(WAVE, 4), 2.0)  # first in a column
     add("checker", plus(WAVE, 3), 1.2)
     add("random", plus(WAVE, 2), 1.2)
-    shown, folded = board(suite_of()).split("<details><summary>The other 2</summary>")
+    shown, folded = board(suite_of()).split("<details><summary>The other 2 methods</summary>")
     assert list(lines_of(shown)) == ["teacache", "topi"]
     assert list(lines_of(folded)) == ["checker", "random"]
     assert folded.endswith("|\n\n</details>")
 
 
-def test_pairs_decide_who_is_told_apart(add, suite_of):
+def test_pairs_decide_what_is_significantly_different(add, suite_of):
     """Intervals of the means overlap in both cases, as samples differ by 22 dB."""
     add("random", plus(WAVE, 1), 1.5)
     add("checker", WAVE, 1.5)  # 1 dB below on every sample
@@ -98,8 +98,8 @@ def test_pairs_decide_who_is_told_apart(add, suite_of):
     bold = {method for method, fields in table.items() if fields[1].startswith("**")}
     assert bold == {"random", "tomesd"}
     first, *_, unscored, stacks = advice([suite])
-    assert "**`random`**" in first and first.endswith("not told apart from `tomesd`.")
-    assert unscored.endswith("clearly ahead of `checker` and all behind it.")
+    assert "**`random`**" in first and first.endswith("not significantly different from `tomesd`.")
+    assert unscored.endswith("significantly better than `checker` and all others.")
     assert stacks.endswith("none in the store.")
 
 
@@ -123,9 +123,7 @@ def test_what_is_not_there_is_said(add, tmp_path):
     text = block(Store(tmp_path))
     kontext, qwen = text.split("steps")[1:]
     assert "`kontext_standin`, 8 samples, 28 " in text
-    assert kontext.startswith(
-        "; cells that are not complete, and left out: 1:"
-    ) and qwen.startswith(":")
+    assert kontext.startswith("; 1 incomplete cells are left out:") and qwen.startswith(":")
     assert lines_of(kontext)["topi + teacache"] == ["–", "–", "–", "–", "not run"]
     assert "checker" not in text and "not run" not in qwen
     at_speed = next(line for line in text.splitlines() if "1.8× or more" in line)

@@ -47,10 +47,11 @@ def cost_table(model: str, lines: pd.DataFrame, gpu: str) -> TextTable:
         frame=lines,
         words=1,
         notes=(
-            f"{whole}Nothing here is measured: seconds are those of the data sheet, which no "
-            "program reaches; GB and GiB are estimates, without VAE and text encoder, and those of "
-            "merging methods are of the full run. GiB include stored keys and values.",
-            "Where a method goes by the picture, it is that of noise: RegionE computes all of it.",
+            f"{whole}Nothing here is measured. Seconds are a lower bound from the data sheet of "
+            "the GPU. GB and GiB are estimates without VAE and text encoder; for merging methods "
+            "they are those of the full run. GiB include stored keys and values.",
+            "A method that depends on the picture is predicted for a picture of noise; there "
+            "RegionE computes all tokens.",
             *notes,
         ),
     )
@@ -88,8 +89,9 @@ def check_table(measured: pd.DataFrame) -> TextTable:
         rows=rows,
         frame=measured,
         notes=(
-            "Measured: the speed-up of the transformer in a benchmark, end to end in a cell, which "
-            "counts as many tokens as it kept; FLOPs of cells are those of their ideal speed-up.",
+            "Measured: for a benchmark, the speed-up of the transformer; for a cell, end to end. "
+            "Cells are predicted with the number of tokens that they kept. FLOPs of a cell are "
+            "those of its ideal speed-up.",
             "Seconds and GiB of the transformer: predicted / measured, on a GPU only. Measured GiB "
             "hold the VAE's weights, too. Utilisation: the full run's FLOP/s over those of the "
             "chosen GPU's data sheet.",

@@ -41,16 +41,16 @@ def draw_difference(output: Image.Image, full: Image.Image, gain: float = 4.0) -
 
 
 def on_curve(label: str) -> bool:
-    """Does a label vary nothing but how much is kept?"""
+    """True if the label varies only how much is kept."""
     return all(word.startswith(("tau=", "ratio=")) for word in label.split()[1:])
 
 
 def shown_labels(rows: pd.DataFrame, limit: int = 5) -> list[str]:
     """The labels a grid has room for: all up to `limit`, else one of each method.
 
-    A method stands there with its default setting, ToPi with `OURS`; one that lacks it with the
-    middle by speed of those that vary only how much is kept. Ablations and stacks with a cache
-    never do; a cache by itself comes after the methods.
+    A method is shown with its default setting, ToPi with `OURS`. Without that setting, it is shown
+    with the middle one by speed of those that vary only how much is kept. Ablations and stacks with
+    a cache are left out; a cache alone comes after the methods.
     """
     rows = in_order(rows[rows["method"] != "full"])
     labels = list(rows["label"].unique())

@@ -1,8 +1,8 @@
 """The leaderboard, and its advice on which method to use: a pure function of a store.
 
-Settings are ranked by PSNR to full context among those that reach a FLOP-ideal speed-up. Two are
-told apart by the paired difference over the samples both have (95 % bootstrap, not corrected for
-how many are compared): it sees through the spread of samples, by which intervals of means overlap.
+Settings are ranked by PSNR to full context among those that reach a FLOP-ideal speed-up. Two
+settings are compared by the paired difference over the samples that both have (95 % bootstrap, not
+corrected for the number of comparisons). A paired interval is narrower than those of the two means.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ UNSCORED = frozenset(
     {"full", "random", "checker", "ref_kv", "ref_kv_causal", "fewer_steps", "downscaled_ref"}
 )
 """Methods that look at no token to decide on it, alone or with a cache."""
-STAND_IN = "Numbers of stand-ins, never those of FLUX or Qwen. "
+STAND_IN = "These are numbers of stand-ins, not of FLUX or Qwen. "
 NOTE = (
     "PSNR to full context in dB with its 95 % interval, for the best setting of each method among "
-    "those whose FLOP-ideal speed-up reaches the column's; –: none does. Bold: the first of its "
-    "column, and all that a paired difference over the same samples does not tell apart from it "
-    "(95 %, not corrected for their number)."
+    "those whose FLOP-ideal speed-up reaches that of the column; –: no setting reaches it. Bold: "
+    "the best of the column, and all that are not significantly different from it (paired "
+    "difference over the same samples, 95 %, not corrected for the number of comparisons)."
 )
 MANY = 4  # values of a list, above which a label shows how many there are
 
@@ -50,9 +50,9 @@ def ranked(found: pd.DataFrame, level: float) -> pd.DataFrame:
 
 
 def clearly_better(suite: Suite, first: str, other: str) -> bool:
-    """Is the PSNR of one label above that of another by more than chance, paired by sample?
+    """True if the PSNR of one label is significantly above that of another, paired by sample.
 
-    Never on fewer than `FEW` samples. An output equal to the full one has an infinite PSNR: where
+    False on fewer than `FEW` samples. An output equal to the full one has an infinite PSNR: where
     that leaves no pair to compare, it is better than any that is not.
     """
     gap = suite.run(first).minus(suite.run(other), "psnr")
@@ -70,8 +70,7 @@ def tied(suite: Suite, places: pd.DataFrame) -> list[str]:
 def board(suite: Suite, known: Sequence[str] = ()) -> str:
     """The table of one model as Markdown: a line per method, a column per speed.
 
-    Methods that are neither first in a column nor told apart from the first, nor `NAMED`, follow in
-    a table that a reader unfolds.
+    Methods that are neither bold in a column nor in `NAMED` follow in a folded table.
 
     Args:
         known: methods that must have a line, whether this model has a cell of them or not.
@@ -99,7 +98,7 @@ def board(suite: Suite, known: Sequence[str] = ()) -> str:
         lines.append([code(method), *fields, fastest])
     parts = [_table(shown)]
     if folded:
-        parts += [f"<details><summary>The other {len(folded)}</summary>", _table(folded)]
+        parts += [f"<details><summary>The other {len(folded)} methods</summary>", _table(folded)]
         parts += ["</details>"]
     return "\n\n".join(parts)
 
@@ -150,19 +149,23 @@ Rule = tuple[str, float | None, Callable[[str], bool]]
 
 
 def is_unscored(label: str) -> bool:
-    """Does it decide without a look at the tokens?"""
+    """True if the method decides without looking at the tokens."""
     return label.split()[0] in UNSCORED
 
 
 def is_stack(label: str) -> bool:
-    """Is it a method that drops or stores tokens, inside the steps that a cache lets run?"""
+    """True for a method that drops or stores tokens, within the steps that a cache computes."""
     return not label.startswith("full ") and " cache=" in label
 
 
 RULES: tuple[Rule, ...] = (
     *((f"The closest to full context at {level:g}× or more", level, bool) for level in LEVELS[1:]),
-    ("The closest that scores no tokens, at 1.3× or more", LEVELS[1], is_unscored),
-    ("The closest stack of a method and a cache, at the highest speed any gets to", None, is_stack),
+    ("The closest without scoring tokens, at 1.3× or more", LEVELS[1], is_unscored),
+    (
+        "The closest stack of a method and a cache, at the highest level that one reaches",
+        None,
+        is_stack,
+    ),
 )
 
 
@@ -191,11 +194,15 @@ def _advice(
     text = f"{code(suite.model)}: **{code(short(best['label']))}**, "
     text += f"{quality(best)} dB at {speed(best)}"
     if equal := tied(suite, places):
-        return text + ", not told apart from " + ", ".join(code(short(label)) for label in equal)
+        return (
+            text
+            + ", not significantly different from "
+            + ", ".join(code(short(label)) for label in equal)
+        )
     if len(places) == 1:
-        return text + ", the only one"
+        return text + ", the only one that reaches it"
     second = code(short(places["label"].iloc[1]))
-    return f"{text}, clearly ahead of {second} and all behind it"
+    return f"{text}, significantly better than {second} and all others"
 
 
 def block(store: Store) -> str:
@@ -211,10 +218,13 @@ def block(store: Store) -> str:
             "first, or name another store with --store."
         )
     known = sorted({method for suite in shown for method in settings(suite)["method"]})
-    parts = ["**Which one should I use?** By rules, from the rows below:", "\n".join(advice(shown))]
+    parts = [
+        "**Which method should I use?** Computed from the tables below:",
+        "\n".join(advice(shown)),
+    ]
     for suite in shown:
         left_out = len(suite.cells) - len(suite.complete)
         about = f"{code(suite.model)}, {suite.count} samples, {suite.steps} steps"
-        about += f"; cells that are not complete, and left out: {left_out}" if left_out else ""
+        about += f"; {left_out} incomplete cells are left out" if left_out else ""
         parts += [f"{about}:", board(suite, known)]
     return "\n\n".join([*parts, STAND_IN + NOTE if any(s.stand_in for s in shown) else NOTE])

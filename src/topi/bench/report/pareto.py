@@ -17,6 +17,7 @@ from topi.bench.report.sheet import PAGE
 from topi.bench.report.tables import (
     CATEGORIES,
     COLUMNS,
+    NOT_FLUX,
     STAR,
     Column,
     category_title,
@@ -108,7 +109,7 @@ def leaderboard(suite: Suite) -> TextTable:
             first, second = best["label"].iloc[:2]
             gap = suite.run(first).minus(suite.run(second), "psnr")
             notes.append(
-                f"At {level:g}× and more, {first} is {gap.value:+.2f} dB [{gap.low:+.2f}, "
+                f"At {level:g}× and more, {first} differs by {gap.value:+.2f} dB [{gap.low:+.2f}, "
                 f"{gap.high:+.2f}] from {second} (paired, n={gap.n})."
             )
     return TextTable(
@@ -118,10 +119,10 @@ def leaderboard(suite: Suite) -> TextTable:
         rows=tuple(rows),
         frame=pd.concat(frames) if frames else points,
         notes=(
-            "A method stands at a level with its setting of the highest PSNR to full context among "
-            f"those whose {speed.title.lower()} speed-up reaches it. Front: no setting of any "
-            "method is at least as good in both and better in one.",
-            *(["Numbers of a stand-in, never those of FLUX or Qwen."] if suite.stand_in else []),
+            "Each level shows the setting of each method with the highest PSNR to full context "
+            f"among those whose {speed.title.lower()} speed-up reaches the level. Front: no "
+            "setting of any method is at least as good in both and better in one.",
+            *([NOT_FLUX] if suite.stand_in else []),
             timing_note(points["pairs"], points["timed"]),
             *[STAR] * bool(points["identical"].any()),
             *notes,

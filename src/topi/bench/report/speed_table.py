@@ -42,7 +42,7 @@ class Target:
     at_least: bool = False
 
     def verdict(self, value: float) -> str:
-        """Whether it is met; of NaN, that nobody knows."""
+        """Whether the target is met; for NaN, that it was not measured."""
         aim = f"{self.what} {'≥' if self.at_least else '≤'} {self.form.format(self.bound)}"
         if np.isnan(value):
             return f"{aim}: not measured here"
@@ -222,11 +222,11 @@ def title(about: dict) -> str:
 
 def _pairs(pairs: pd.Series) -> str:
     counts = " to ".join(map(str, dict.fromkeys([min(pairs), max(pairs)])))
-    return f"Timed pairs of runs a line: {counts}; of fewer than {FEW} no interval is shown."
+    return f"Timed pairs of runs per line: {counts}; lines with fewer than {FEW} have no interval."
 
 
 def notes(about: dict, frame: pd.DataFrame) -> list[str]:
-    """What a reader must know; `frame`: `speed_lines`."""
+    """Notes that explain the table; `frame`: `speed_lines`."""
     judged = (TARGETS[name].verdict(value) for name, value in targets(about, frame).items())
     lines = [
         f"Targets of {OURS}: {'; '.join(judged)}.",
@@ -237,8 +237,8 @@ def notes(about: dict, frame: pd.DataFrame) -> list[str]:
     ]
     if frame["against_compiled"].isna().all():
         lines.append(
-            "Against compiled full: not measured; `topi bench ... compile=true` with the same "
-            "store does."
+            "Against compiled full: not measured. `topi bench ... compile=true` with the same "
+            "store measures it."
         )
     else:
         lines.append(
@@ -249,7 +249,7 @@ def notes(about: dict, frame: pd.DataFrame) -> list[str]:
     if len(inside):
         parts = (f"{line.label} {line.uncompiled:.1%}" for line in inside.itertuples())
         lines.append(
-            "Blocks that a method looks into, and a trimmed last one, run uncompiled; their share: "
+            "Blocks that a method observes, and a trimmed last block, run uncompiled. Their share: "
             f"{', '.join(parts)}."
         )
     lines += [f"{label} is left out: {why}" for label, why in about["refused"].items()]

@@ -64,8 +64,9 @@ COLUMNS = (
 """What a reader compares: distance to the full output, tokens kept, speed over the full run."""
 SCORES = tuple(column.name for column in COLUMNS if column.name != "speedup")
 """The columns that rows have."""
-MERGES = "“merges”: the share of tokens merged away, and in which share of the calls if not in all."
-STAR = "* Outputs equal to the full one have an infinite PSNR, which is not in the mean."
+MERGES = "“merges”: the share of tokens merged, and the share of calls that merge, if not all."
+STAR = "* Outputs equal to the full-context output have an infinite PSNR; the mean leaves them out."
+NOT_FLUX = "These are numbers of a stand-in, not of FLUX or Qwen."
 FEW = 4
 """Timed samples below which a measured speed has no interval and is never the best."""
 
@@ -195,7 +196,7 @@ def cell_text(line: Mapping[str, Any], column: Column) -> str:
 def measured_text(value: float, low: float, high: float, timed: int, digits: int = 2) -> str:
     """A measured speed-up: `1.13× [1.07, 1.15]`, of fewer than `FEW` timed samples `1.13× (n=1)`.
 
-    What was timed once or twice has no spread that an interval could show.
+    A few timed samples have no spread that an interval could show.
     """
     spread = f"[{low:.{digits}f}, {high:.{digits}f}]" if timed >= FEW else f"(n={int(timed)})"
     return f"{value:.{digits}f}× {spread}"
@@ -213,8 +214,8 @@ def timing_note(pairs: Iterable[int], timed: Iterable[int]) -> str:
     if not any(pairs):
         return "No run was timed."
     return (
-        f"Timed for each line, all categories pooled: {span(pairs, 'pair')} of runs on "
-        f"{span(timed, 'sample')}. Of fewer than {FEW} samples no interval is shown."
+        f"Timed per line, all categories pooled: {span(pairs, 'pair')} of runs on "
+        f"{span(timed, 'sample')}. Lines timed on fewer than {FEW} samples have no interval."
     )
 
 
@@ -231,7 +232,7 @@ def best_values(table: pd.DataFrame) -> dict[tuple[str, str], float]:
 
 
 def is_best(line: Mapping[str, Any], column: Column, best: Mapping[tuple[str, str], float]) -> bool:
-    """Whether this line prints the best value of its category, ties included."""
+    """True if this line prints the best value of its category, ties included."""
     value = best.get((line["category"], column.name))
     if value is None or line["method"] == "full" or isnan(line[column.name]):
         return False
@@ -262,13 +263,13 @@ def sections(
 
 
 def notes(table: pd.DataFrame) -> list[str]:
-    """What a reader must know to read the table."""
+    """Notes that explain the columns of the table."""
     pooled = table[(table["category"] == ALL) & (table["method"] != "full")]
     lines = [
         "PSNR (dB), SSIM and LPIPS-Alex compare with the full-context output of the same model, "
         "sample and seed; means over n samples.",
-        "Kept: mean share of reference tokens over all computed model calls, full-context steps "
-        f"included; calls that a cache skips do not count. {MERGES}",
+        "Kept: mean share of reference tokens over all computed model calls, including "
+        f"full-context steps; calls that a cache skips do not count. {MERGES}",
         "FLOP-ideal: counted floating-point operations, full over method. Measured: median of "
         "interleaved pairs of runs, full over method, with a 95 % bootstrap interval.",
         timing_note(pooled["pairs"], pooled["timed"]),

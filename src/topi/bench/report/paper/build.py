@@ -103,8 +103,8 @@ CAPTIONS = {
     ),
     "fig3": (
         "Figure 3. Total attention to the reference over the steps",
-        "By task, with the number of samples n, and from three on the range of 80 % of them; the "
-        "dotted line is the paper's bound.",
+        "By task, with the number of samples n. Bands hold 80 % of the samples, where there are at "
+        "least three. The dotted line is the paper's bound.",
     ),
     "table1_curves": (
         "Quality over speed",
@@ -118,8 +118,8 @@ CAPTIONS = {
     "fig6": (
         "Figure 6. ToPi with TeaCache",
         "Each alone and both; speed-ups over full are measured unless they say ideal. Kept: the "
-        "share of reference tokens in the transformer calls that were computed; those that the "
-        "cache skipped do not count.",
+        "share of reference tokens over the transformer calls that were computed; skipped calls do "
+        "not count.",
     ),
     "fig7": (
         "Figure 7. The tokens kept at each anchor",
@@ -139,18 +139,18 @@ CAPTIONS = {
     ),
     "fig11": (
         "Figure 11. The mask renewed every ten steps, or drawn once",
-        "Half of the tokens; bars are 95 % intervals of the means, Δ is the paired difference of "
-        "all samples.",
+        "Half of the tokens; bars are 95 % intervals of the means, Δ is the paired difference "
+        "over all samples.",
     ),
     "pareto": (
         "Every method: quality over speed",
         "PSNR to full over FLOP-ideal and measured speed-up, all categories pooled; bars are 95 % "
-        "intervals. ToPi is black; grey rings: settings that no other beats in both.",
+        "intervals. ToPi is black; grey rings: settings that no other one beats in both.",
     ),
     "pareto_categories": (
         "Every method: quality over speed, by category",
         "PSNR to full over the measured speed-up, the FLOP-ideal one where not all was timed. ToPi "
-        "is black; grey rings: settings that no other beats in both.",
+        "is black; grey rings: settings that no other one beats in both.",
     ),
     ours.EQUAL_COUNT: (ours.TITLE, ours.CAPTION),
     references.NAME: (references.TITLE, references.CAPTION),
@@ -269,7 +269,7 @@ def build_figures(
                 path = save(ATTENTION[name](probe), folder, f"{name}_{model}")
                 figures.append(Drawn(name, f"{title}: {model}", caption, path, False, model))
             if not probes:
-                missing.append(f"{title}: nothing was recorded of attention, run `topi probe`.")
+                missing.append(f"{title}: the store has no probe of attention. Run `topi probe`.")
             continue
         chosen = suites_of(name, found)
         if name in MEASURED:
@@ -280,7 +280,7 @@ def build_figures(
             experiment = name if name in OPTIONAL else name.partition("_")[0]
             experiment = overview.EXPERIMENT if name == overview.NAME else experiment
             missing.append(
-                f"{title}: its cells or pictures are not all in the store, run `python run.py -m "
+                f"{title}: the store lacks some of its cells or pictures. Run `python run.py -m "
                 f"experiment={experiment}`."
             )
         else:
@@ -291,7 +291,7 @@ def build_figures(
 def _absent_models(found: Sequence[Suite]) -> list[str]:
     present = {suite.kind for suite in found}
     return [
-        f"No model stands for {paper} in this store."
+        f"This store has no model in place of {paper}."
         for kind, paper in MODELS.items()
         if kind not in present
     ]

@@ -14,16 +14,16 @@ CLAIMS = (
         "attention-in-few-layers",
         "Attention to the reference concentrates in a sparse subset of layers.",
         "section 3.2, Figure 1",
-        "The three layers with the most attention hold, on average, at least "
-        f"{CONCENTRATED:g} times what the median of the other layers does.",
+        "The three layers with the most attention have, on average, at least "
+        f"{CONCENTRATED:g} times as much as the median of the other layers.",
         attention.concentration,
     ),
     Claim(
         "same-layers-across-tasks",
         "The layers are the same whatever the task.",
         "section 3.2, appendix C.3",
-        "Of the three layers with the most attention in a sample, at least two are those of the "
-        "other categories.",
+        "Of the three layers with the most attention in a sample, at least two are among the three "
+        "of the other categories.",
         attention.same_layers,
     ),
     Claim(
@@ -140,8 +140,8 @@ CLAIMS = (
     ),
     Claim(
         "flops-by-formula",
-        "By its formulas half of the reference tokens save 28.2 % of a layer of FLUX and 27.3 % of "
-        "one of Qwen.",
+        "By its formulas, keeping half of the reference tokens saves 28.2 % of the FLOPs of a "
+        "layer of FLUX and 27.3 % of a layer of Qwen.",
         "appendix F.3, Table 6",
         "Its formulas with its numbers (d = 4096), to the printed digit.",
         judges.flops_by_formula,
@@ -149,7 +149,8 @@ CLAIMS = (
     ),
     Claim(
         "flops-of-the-models",
-        "Half of the reference tokens save 28.2 % of a layer of FLUX and 27.3 % of one of Qwen.",
+        "Keeping half of the reference tokens saves 28.2 % of the FLOPs of a layer of FLUX and "
+        "27.3 % of a layer of Qwen.",
         "appendix F.3, Table 6",
         "The layers of the published configurations, counted on the meta device.",
         judges.flops_of_layers,
@@ -159,7 +160,7 @@ CLAIMS = (
         "orthogonal-to-teacache",
         "ToPi and TeaCache add up.",
         "section 5.3, Figure 6",
-        "Both together are faster than each, and reach 90 % of the product of their speed-ups.",
+        "Both together are faster than each alone, and reach 90 % of the product of the speed-ups.",
         judges.with_teacache,
     ),
     Claim(

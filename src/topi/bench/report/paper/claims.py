@@ -29,7 +29,7 @@ REPRODUCED, CONTRADICTED, INCONCLUSIVE, UNTESTABLE = (
 VERDICTS = (REPRODUCED, CONTRADICTED, INCONCLUSIVE, UNTESTABLE)
 STYLES = {REPRODUCED: "green", CONTRADICTED: "bold red", INCONCLUSIVE: "yellow", UNTESTABLE: "dim"}
 FEWEST = 4
-"""With fewer samples than this nothing is decided: a bootstrap of so few knows no spread."""
+"""With fewer samples than this nothing is decided: a bootstrap cannot estimate their spread."""
 ARITHMETIC = "arithmetic, no model"
 """In place of a model, for claims that follow from formulas."""
 
@@ -94,7 +94,7 @@ class Finding:
 
     @property
     def telling(self) -> list[Comparison]:
-        """What a reader should see: the headlines, and the worst of the others that do not hold."""
+        """The comparisons to show: the headlines, and the worst of the others that do not hold."""
         shown = [c for c in self.comparisons if c.headline and c.estimate.n]
         others = [c for c in self.comparisons if not c.headline and c.estimate.n]
         for verdict in (CONTRADICTED, INCONCLUSIVE):
@@ -108,9 +108,9 @@ class Finding:
         if self.verdict == UNTESTABLE or len(self.comparisons) < 2:
             return ""
         counts = {v: sum(c.verdict == v for c in self.comparisons) for v in VERDICTS}
-        words = ("hold", "are reversed", "are unclear", "have no numbers")
-        told = [f"{n} {word}" for n, word in zip(counts.values(), words, strict=True) if n]
-        return f"Of {len(self.comparisons)} comparisons {', '.join(told)}."
+        words = ("hold", "reversed", "unclear", "without numbers")
+        parts = [f"{n} {word}" for n, word in zip(counts.values(), words, strict=True) if n]
+        return f"{len(self.comparisons)} comparisons: {', '.join(parts)}."
 
 
 def decide(comparisons: Iterable[Comparison], reason: str = "") -> Finding:
@@ -156,14 +156,14 @@ class Evidence:
 
     @property
     def stand_in(self) -> bool:
-        """Is it a small network in place of a real one?"""
+        """True if it is a small network in place of a real one."""
         if self.suites:
             return self.suites[-1].stand_in
         return self.probe is not None and self.probe.manifest.get("source") != "hub"
 
     @property
     def several(self) -> bool:
-        """Is it a model for several references?"""
+        """True if the model takes several references."""
         return any(suite.kind == "qwen_edit_plus" for suite in self.suites)
 
     def suite(self, labels: Sequence[str]) -> Suite | None:
@@ -288,7 +288,7 @@ def claims_table(judged: Sequence[Judged]) -> TextTable:
     )
     return TextTable(
         name="claims",
-        title="What the paper claims, and what came out here",
+        title="Claims of the paper and verdicts here",
         headings=("Claim", "The paper says", *models),
         rows=rows,
         frame=claims_frame(judged),
@@ -342,10 +342,10 @@ def claims_markdown(judged: Sequence[Judged], notes_file: Path | None = None) ->
 
 RULES = (
     "A claim is *reproduced* if every comparison behind it holds with its whole 95 % interval "
-    "(paired bootstrap over samples), *contradicted* if one is clearly reversed (one over all "
-    "categories, or any after Holm's correction for their number), *inconclusive* otherwise, and "
-    "*not testable here* if its cells or its kind of model are not there. Verdicts are of the "
-    "models named, and those of a stand-in are not verdicts on FLUX or Qwen."
+    "(paired bootstrap over samples), *contradicted* if one is significantly reversed (over all "
+    "categories, or in any category after Holm's correction), *inconclusive* otherwise, and *not "
+    "testable here* if the store lacks its cells or its kind of model. A verdict is about the "
+    "model named; a verdict on a stand-in is not a verdict on FLUX or Qwen."
 )
 
 

@@ -1,6 +1,6 @@
-"""ToPi-Cover and ToPi-KV against the rest: with as many tokens, and at equal measured speed.
+"""ToPi-Cover and ToPi-KV against the rest: at equal token counts, and at equal measured speed.
 
-Differences are paired by sample. Whether one holds is Student's t, corrected for the number of
+Differences are paired by sample. They are tested with Student's t, corrected for the number of
 comparisons in the table (Holm 1979).
 """
 
@@ -21,7 +21,7 @@ from topi.bench.report.paper.paper_tables import categories
 from topi.bench.report.paper.suite import SCORES, Run, Suite
 from topi.bench.report.pareto import LEVELS, pareto_points
 from topi.bench.report.sheet import PAGE
-from topi.bench.report.tables import CATEGORIES, category_title
+from topi.bench.report.tables import CATEGORIES, NOT_FLUX, category_title
 from topi.bench.report.text_table import Text, TextTable
 from topi.bench.results.statistics import LEVEL, Estimate, holm
 from topi.bench.results.store import Store
@@ -33,7 +33,7 @@ COUNTED = {
     "topi_cover ratio=0.3": ("topi ratio=0.3", "random ratio=0.3 redraw=step"),
 }
 """Ours -> rivals that keep as many reference tokens at every step."""
-TITLE = "With as many tokens kept: what the choice alone is worth"
+TITLE = "At an equal number of kept tokens: the effect of the choice alone"
 CAPTION = (
     "PSNR to full context by category; bars are 95 % intervals of the means, the table has paired "
     "differences. Random tokens are drawn anew, and the checkerboard is flipped, at every step."
@@ -89,7 +89,7 @@ def equal_speed_matches(suite: Suite) -> Iterator[Match]:
 
 
 def runs_all(rows: pd.DataFrame, calls: int) -> bool:
-    """Does the transformer run in all of its calls for each of these samples, with all layers?"""
+    """True if the transformer computes all of its calls, with all layers, for every sample."""
     return bool((rows["calls"] == calls).all() and (rows["skipped_calls"] == 0).all())
 
 
@@ -143,7 +143,7 @@ def equal_count(suite: Suite) -> TextTable:
         suite,
         frame,
         EQUAL_COUNT,
-        f"Ours with as many tokens kept: {suite.model}",
+        f"Ours at an equal number of kept tokens: {suite.model}",
         "Both keep the same number of reference tokens at every pruned step.",
     )
 
@@ -156,9 +156,10 @@ def equal_speed(suite: Suite) -> TextTable:
         frame,
         EQUAL_SPEED,
         f"Ours at equal measured speed: {suite.model}",
-        "At a level stand the setting of ours and that of the others whose PSNR over all samples "
-        "is highest among those measured to be as fast; they were chosen on these samples. Every "
-        "step run: of those only that skip none by a cache or a shorter schedule.",
+        "Each level compares two settings, one of ours and one of the others: those with the "
+        "highest PSNR over all samples among the settings measured to be that fast. Both were "
+        "chosen on these samples. Every step run: only settings that skip no step by a cache or a "
+        "shorter schedule.",
     )
 
 
@@ -174,9 +175,9 @@ def _table(suite: Suite, frame: pd.DataFrame, name: str, title: str, note: str) 
             keys[pair] = tuple(group["cells"].iloc[0].split())
             head = ""
     corrected = (
-        "Ours minus the rival, paired by sample, with 95 % intervals. Bold: ours is ahead; †: ours "
-        f"is behind, at 5 % by Student's t, corrected for the table's {len(frame)} comparisons "
-        "(Holm). Else chance may explain it."
+        "Ours minus the rival, paired by sample, with 95 % intervals. Bold: ours is significantly "
+        "better; †: ours is significantly worse (5 %, Student's t, Holm's correction for the "
+        f"table's {len(frame)} comparisons). Other differences are not significant."
     )
     return TextTable(
         name=name,
@@ -188,7 +189,7 @@ def _table(suite: Suite, frame: pd.DataFrame, name: str, title: str, note: str) 
         notes=(
             note,
             corrected,
-            *(["Numbers of a stand-in, never those of FLUX or Qwen."] if suite.stand_in else []),
+            *([NOT_FLUX] if suite.stand_in else []),
         ),
         keys=keys,
     )

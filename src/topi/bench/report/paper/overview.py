@@ -37,7 +37,7 @@ SHOWN = {
 NOTE = (
     "PSNR in dB to the full-context output; means over the four categories (paper) and over {n} "
     "samples with 95 % intervals (stand-in). The paper measured FLUX.1 Kontext on an A100 and "
-    "Qwen-Image-Edit on an H20. The stand-ins are small models on a CPU: their numbers are never "
+    "Qwen-Image-Edit on an H20. The stand-ins are small models on a CPU: their numbers are not "
     "numbers of FLUX or Qwen."
 )
 

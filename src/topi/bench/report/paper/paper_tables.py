@@ -34,7 +34,9 @@ BY_NAME = {column.name: column for column in COLUMNS}
 PRINTED = {"speedup": "speed"}
 """Our name of a column -> the paper's, where they differ."""
 POINT = ("category", "method", "label", "cells", "merges", "pairs", "timed", "identical")
-STAND_IN = "Numbers of a stand-in, never those of FLUX or Qwen; the paper's are in italics."
+STAND_IN = (
+    "These are numbers of a stand-in, not of FLUX or Qwen; the paper's numbers are in italics."
+)
 
 
 def categories(suite_runs: list[Run]) -> list[str]:
@@ -177,8 +179,8 @@ def _notes(sheet: Sheet, suite: Suite, frame: pd.DataFrame) -> list[str]:
         notes.append(STAR)
     states = frame.loc[frame["state"] != "complete"].groupby("method", sort=False)["state"].first()
     if len(states):
-        told = ", ".join(f"{method} ({state})" for method, state in states.items())
-        notes.append(f"Not complete, so without numbers: {told}.")
+        incomplete = ", ".join(f"{method} ({state})" for method, state in states.items())
+        notes.append(f"Without numbers, because cells are not complete: {incomplete}.")
     return notes
 
 
@@ -190,7 +192,7 @@ def timing(runs: Iterable[Run]) -> str:
 
 def _whose(suite: Suite) -> str:
     if suite.random:
-        return "Random weights, for tests: its numbers say nothing; the paper's are in italics."
+        return "Random weights, for tests: the numbers mean nothing; the paper's are in italics."
     return STAND_IN if suite.stand_in else "The paper's numbers are in italics."
 
 
@@ -339,8 +341,8 @@ def equal_speed_table(suite: Suite) -> TextTable:
         frame=pd.DataFrame(lines),
         notes=(
             "Each method's scores are interpolated along its curve, sample by sample, to the "
-            "speed-up of ToPi at τ=0.85, or to the nearest one that both curves reach. –: they "
-            "reach no common speed.",
+            "speed-up of ToPi at τ=0.85, or to the nearest one that both curves reach. –: the "
+            "curves share no speed.",
             timing(run for each in (*runs.values(), ours) for run in each),
         ),
         keys={

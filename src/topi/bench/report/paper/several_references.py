@@ -17,7 +17,7 @@ from topi.bench.report.paper.paper_tables import BY_NAME, measure, merges
 from topi.bench.report.paper.suite import Suite
 from topi.bench.report.pareto import field_text
 from topi.bench.report.sheet import PAGE
-from topi.bench.report.tables import FEW, STAR, cell_text, timing_note
+from topi.bench.report.tables import FEW, NOT_FLUX, STAR, cell_text, timing_note
 from topi.bench.report.text_table import Text, TextTable
 from topi.bench.results.statistics import Estimate, bootstrap
 from topi.bench.results.store import Store
@@ -120,7 +120,7 @@ def _lost(difference: Estimate, is_first: bool) -> Estimate:
 
 
 def references_table(series: Series) -> TextTable:
-    """Every method by number of references; the notes say what pairs with what."""
+    """Every method by number of references; the notes explain the pairing."""
     points = points_of(series)
     rows, keys = [], {}
     for method, lines in points.groupby("method", sort=False):
@@ -141,11 +141,12 @@ def references_table(series: Series) -> TextTable:
         frame=points,
         notes=(
             "PSNR to the full output with the same references; Δ: minus that with the fewest "
-            "references, paired by sample. It tells how much a method loses as references come "
-            "that nobody needs, not whether the full output stays as good.",
+            "references, paired by sample. Δ shows how much a method loses when references are "
+            "added that the instruction does not need. It does not show whether the full output "
+            "stays as good.",
             f"{first.count} samples, {first.steps} steps. Full run: the median time of the full "
             "runs that were timed in pairs with the method's.",
-            *(["Numbers of a stand-in, never those of FLUX or Qwen."] if first.stand_in else []),
+            *([NOT_FLUX] if first.stand_in else []),
             timing_note(points["pairs"], points["timed"]),
             *[STAR] * bool(points["identical"].any()),
         ),

@@ -85,7 +85,7 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Are all of its cells there?"""
+        """True if all of its cells are complete."""
         return not self.missing
 
     @property
@@ -217,12 +217,12 @@ class Suite:
 
     @property
     def stand_in(self) -> bool:
-        """Is it a small network in place of a real one?"""
+        """True if it is a small network in place of a real one."""
         return self.settings.get("model", {}).get("source", "standin") != "hub"
 
     @property
     def random(self) -> bool:
-        """Has it random weights, for tests?"""
+        """True if its weights are random, for tests."""
         return self.settings.get("model", {}).get("source") == "tiny"
 
     @cached_property
