@@ -154,12 +154,12 @@ def test_a_bar_shows_any_label_and_sample(shown, monkeypatch, caplog):
 def test_a_figure_shows_dollars_and_no_control_characters(tmp_path, monkeypatch):
     import matplotlib.pyplot as plt
 
-    from topi.bench.report import figures
+    from topi.bench.report.drawing import plots
 
     drawn = []
-    monkeypatch.setattr(figures, "write", lambda path, content: drawn.append(content))
+    monkeypatch.setattr(plots, "write", lambda path, content: drawn.append(content))
     dice = random.Random(1)
-    with plt.style.context(figures.STYLE):
+    with plt.style.context(plots.STYLE):
         figure, axes = plt.subplots(2, 4)
         for ax in axes.flat:
             text = "".join(dice.choices([piece for piece in PIECES if piece != "日本"], k=3))
@@ -167,7 +167,7 @@ def test_a_figure_shows_dollars_and_no_control_characters(tmp_path, monkeypatch)
         axes[0, 0].set_title("$9.99 and $5 \\frac{ $x_$")
         axes[0, 1].plot([0, 1], label="\x1b $a$ ^ $b")
         axes[0, 1].legend()
-    figures.save(figure, tmp_path, "x")
+    plots.save(figure, tmp_path, "x")
     assert [content[:4] for content in drawn] == [b"%PDF", b"\x89PNG"]
     assert axes[0, 0].get_title() == "$9.99 and $5 \\frac{ $x_$"
     assert axes[0, 1].get_legend_handles_labels()[1] == ["\x1b $a$ ^ $b"]

@@ -24,9 +24,9 @@ from topi.bench.report.paper.artefacts import (
     all_labels,
 )
 from topi.bench.report.paper.build import NEEDS
+from topi.bench.report.paper.entries import identity
 from topi.bench.report.paper.ours import EQUAL_COUNT
 from topi.bench.report.paper.several_references import METHODS as COMPARED
-from topi.bench.report.paper.suite import identity
 from topi.bench.report.pareto import family
 from topi.bench.results import Store
 from topi.bench.results.probe_run import load_probes

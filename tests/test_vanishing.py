@@ -5,7 +5,7 @@ import shutil
 import pytest
 from small_cells import config_for, only_cell, rows_of
 
-from topi.bench.report.gallery import gather
+from topi.bench.report.page.gallery import gather
 from topi.bench.results import Cell, Store
 from topi.bench.runs import compute
 from topi.errors import ToPiError

@@ -3,9 +3,9 @@
 import sys
 import time
 
-from topi.bench.report.page import contents
+from topi.bench.report.page.page import contents
 from topi.bench.report.paper.build import CLAIMS, build_tables
-from topi.bench.report.paper.claims import gather_evidence, judge_all
+from topi.bench.report.paper.claims.evidence import gather_evidence, judge_all
 from topi.bench.report.paper.suite import suites
 from topi.bench.results import Store
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from topi.bench.report.paper.attention_figures import mass_by_layer, mass_by_step, token_relevance
 from topi.bench.report.paper.build import build_figures
-from topi.bench.report.study_tables import attention_facts, calibration_table, probe_table
+from topi.bench.report.tables.study_tables import attention_facts, calibration_table, probe_table
 from topi.bench.results import files
 from topi.bench.results.calibration_file import Calibration, Curves, Stability
 from topi.bench.results.probe_run import load_probes, probe_run

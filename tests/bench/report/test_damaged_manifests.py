@@ -7,8 +7,8 @@ import pytest
 from cell_records import mutated
 
 from topi.bench.cli import main as cli
-from topi.bench.report import groups, page
 from topi.bench.report.checked import checked_store
+from topi.bench.report.page import groups, page
 from topi.bench.report.paper.suite import suites
 from topi.bench.results import Store
 from topi.errors import ToPiError

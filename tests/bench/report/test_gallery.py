@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from topi.bench.data.pictures import draw_mask, side_by_side
-from topi.bench.report.figures import grid
-from topi.bench.report.gallery import draw_difference, gather, keep_ratios, shown_labels
+from topi.bench.report.page.gallery import draw_difference, gather, keep_ratios, shown_labels
+from topi.bench.report.page.page_figures import grid
 from topi.bench.report.paper.artefacts import OURS
 from topi.bench.results.masks import read_anchors
 from topi.bench.results.store import Store

@@ -13,10 +13,10 @@ import pytest
 
 from topi.bench.cli import main as cli
 from topi.bench.report import build
-from topi.bench.report.figures import grid
-from topi.bench.report.gallery import gather
-from topi.bench.report.groups import comparable, contents, split_facts
-from topi.bench.report.tables import ALL
+from topi.bench.report.page.gallery import gather
+from topi.bench.report.page.groups import comparable, contents, split_facts
+from topi.bench.report.page.page_figures import grid
+from topi.bench.report.tables.columns import ALL
 from topi.bench.results.store import Store
 from topi.errors import ToPiError
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from topi.bench.report.figures import curve, cut_note, method_style, speed_axis
+from topi.bench.report.drawing.plots import curve, cut_note, method_style, speed_axis
 from topi.bench.report.paper.build import FIGURES
 from topi.bench.report.paper.suite import suites
 from topi.bench.report.pareto import (
@@ -23,7 +23,7 @@ from topi.bench.report.pareto import (
     pareto,
     pareto_points,
 )
-from topi.bench.report.text_table import to_latex, to_markdown
+from topi.bench.report.tables.text_table import to_latex, to_markdown
 from topi.bench.results.store import Store
 
 matplotlib.use("Agg")

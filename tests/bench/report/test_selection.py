@@ -8,7 +8,7 @@ import pytest
 
 from topi.bench.io import escape
 from topi.bench.report.selection import answers, comparison, questions_tables, selection_table
-from topi.bench.report.tables import STAR
+from topi.bench.report.tables.columns import STAR
 from topi.bench.results import Store
 from topi.errors import ToPiError
 

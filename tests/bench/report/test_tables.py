@@ -4,16 +4,16 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from topi.bench.report.tables import (
+from topi.bench.report.tables.columns import timing_note
+from topi.bench.report.tables.quality_table import (
     difference_table,
     notes,
     quality_table,
     quality_text,
     sections,
-    timing_note,
     to_rich,
 )
-from topi.bench.report.text_table import to_latex, to_markdown
+from topi.bench.report.tables.text_table import to_latex, to_markdown
 
 
 def row(sample, label, psnr, *, method=None, category="local_edit", keep=0.5, flops=1.2):

@@ -10,8 +10,9 @@ from wandb_workspaces.reports.v2 import interface
 
 from topi.bench.report import wandb_report
 from topi.bench.report.paper.build import Drawn, Paper
-from topi.bench.report.paper.claims import Claim, Finding, Judged
-from topi.bench.report.text_table import Text, TextTable
+from topi.bench.report.paper.claims.evidence import Claim, Judged
+from topi.bench.report.paper.claims.verdicts import Finding
+from topi.bench.report.tables.text_table import Text, TextTable
 from topi.bench.report.wandb_report import groups_of, place
 from topi.bench.results.store import Store
 from topi.errors import ToPiError

@@ -13,8 +13,8 @@ from cell_records import settle
 from PIL import Image
 
 from topi.bench.cli import main as cli
-from topi.bench.report import groups
-from topi.bench.report.tables import SCORES
+from topi.bench.report.page import groups
+from topi.bench.report.tables.columns import SCORES
 from topi.bench.results import Store, files
 from topi.bench.results import compact as module
 from topi.bench.results.compact import compact

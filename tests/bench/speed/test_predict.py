@@ -9,8 +9,8 @@ from small_cells import config_for
 
 from topi.bench.cli import main as cli
 from topi.bench.editors.random import weightless
-from topi.bench.report.cost_table import check_table, cost_table
-from topi.bench.report.text_table import to_markdown
+from topi.bench.report.tables.cost_table import check_table, cost_table
+from topi.bench.report.tables.text_table import to_markdown
 from topi.bench.results.bench_run import bench_run, load_benches
 from topi.bench.runs import compute
 from topi.bench.speed.cost import CostModel, shown

@@ -9,7 +9,7 @@ import torch
 
 from topi.bench.cli import main as cli
 from topi.bench.report.paper.build import build_paper
-from topi.bench.report.speed_table import (
+from topi.bench.report.tables.speed_table import (
     TARGETS,
     breakdown_table,
     build_speed,
@@ -17,7 +17,7 @@ from topi.bench.report.speed_table import (
     speed_table,
     targets,
 )
-from topi.bench.report.text_table import to_markdown
+from topi.bench.report.tables.text_table import to_markdown
 from topi.bench.results.bench_run import bench_run, load_benches
 from topi.bench.speed import lines as measuring
 from topi.bench.speed.benchmark import bench, model_of, read_bench

@@ -31,7 +31,7 @@ def calibrate(
     ship: ShipOption = False,
 ) -> None:
     """Find a model's representative layers. Also says how stable they are (Eqs. 4, 5)."""
-    from topi.bench.report.study_tables import calibration_table
+    from topi.bench.report.tables.study_tables import calibration_table
     from topi.bench.studies.study import calibrate as run
 
     calibration, path = run(overrides or [], out, top, ship)
@@ -40,7 +40,7 @@ def calibrate(
 
 def probe(overrides: Overrides = None) -> None:
     """Record a model's attention to references. Figures 1 to 3 and 7 show it."""
-    from topi.bench.report.study_tables import probe_table
+    from topi.bench.report.tables.study_tables import probe_table
     from topi.bench.studies.study import probe as run
 
     recorded = run(overrides or [])
@@ -124,9 +124,9 @@ def tune(
 
 def bench(overrides: BenchOverrides = None) -> None:
     """Measure the speed of methods. Runs alternate with runs of the full model."""
-    from topi.bench.report.figures import save
-    from topi.bench.report.speed_table import speed_figure, speed_table
-    from topi.bench.report.text_table import to_markdown
+    from topi.bench.report.drawing.plots import save
+    from topi.bench.report.tables.speed_table import speed_figure, speed_table
+    from topi.bench.report.tables.text_table import to_markdown
     from topi.bench.speed.benchmark import bench as run
 
     measured = run(overrides or [])
@@ -136,9 +136,9 @@ def bench(overrides: BenchOverrides = None) -> None:
 
 def predict(overrides: PredictOverrides = None, out: OutOption = REPORT) -> None:
     """Predict FLOPs, speed-up, time and memory. Measured rows are checked against that."""
-    from topi.bench.report.cost_table import check_table, cost_curves, cost_table
-    from topi.bench.report.figures import save
-    from topi.bench.report.text_table import to_markdown
+    from topi.bench.report.drawing.plots import save
+    from topi.bench.report.tables.cost_table import check_table, cost_curves, cost_table
+    from topi.bench.report.tables.text_table import to_markdown
     from topi.bench.speed.gpus import gpu_named
     from topi.bench.speed.predict import predict as run
 

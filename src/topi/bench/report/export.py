@@ -12,8 +12,9 @@ from typing import Any
 
 from topi.bench.report.paper.artefacts import FIG5, FIG10, OURS, TEACACHE
 from topi.bench.report.paper.build import NEEDS, labels_of, suites_of
+from topi.bench.report.paper.entries import Run
 from topi.bench.report.paper.paper_figures import SEVERAL, shown_samples
-from topi.bench.report.paper.suite import Run, suites
+from topi.bench.report.paper.suite import suites
 from topi.bench.results import files
 from topi.bench.results.bench_run import load_benches
 from topi.bench.results.keys import digest

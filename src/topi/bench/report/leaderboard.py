@@ -16,8 +16,8 @@ from topi.bench.io.escape import code
 from topi.bench.report.paper.build import suites_of
 from topi.bench.report.paper.suite import Suite, suites
 from topi.bench.report.pareto import KNOBS, NAMED, pareto_points
-from topi.bench.report.tables import FEW, measured_text
-from topi.bench.report.text_table import markdown_lines
+from topi.bench.report.tables.columns import FEW, measured_text
+from topi.bench.report.tables.text_table import markdown_lines
 from topi.bench.results.store import Store
 from topi.errors import ToPiError
 

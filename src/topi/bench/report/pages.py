@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from topi.bench.report.leaderboard import block as leaderboard
-from topi.bench.report.paper.claim_list import CLAIMS
-from topi.bench.report.paper.claims import claims_table, gather_evidence, judge_all
+from topi.bench.report.paper.claims.claim_list import CLAIMS
+from topi.bench.report.paper.claims.claims_text import claims_table
+from topi.bench.report.paper.claims.evidence import gather_evidence, judge_all
 from topi.bench.report.paper.overview import paper_beside_ours
-from topi.bench.report.text_table import to_markdown
+from topi.bench.report.tables.text_table import to_markdown
 from topi.bench.results import files
 from topi.bench.results import validation as schema
 from topi.bench.results.store import Store

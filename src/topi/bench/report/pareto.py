@@ -10,11 +10,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from topi.bench.report.figures import STYLE, curve, cut_note, method_style, speed_axis
-from topi.bench.report.paper.paper_tables import BY_NAME, keys_of, points_of
+from topi.bench.report.drawing.plots import STYLE, curve, cut_note, method_style, speed_axis
+from topi.bench.report.drawing.sheet import PAGE
+from topi.bench.report.paper.paper_tables import BY_NAME
+from topi.bench.report.paper.quality_curves import keys_of, points_of
 from topi.bench.report.paper.suite import Suite
-from topi.bench.report.sheet import PAGE
-from topi.bench.report.tables import (
+from topi.bench.report.tables.columns import (
     CATEGORIES,
     COLUMNS,
     NOT_FLUX,
@@ -24,7 +25,7 @@ from topi.bench.report.tables import (
     cell_text,
     timing_note,
 )
-from topi.bench.report.text_table import Text, TextTable
+from topi.bench.report.tables.text_table import Text, TextTable
 from topi.bench.results.store import Store
 
 KNOBS = frozenset(

@@ -16,8 +16,8 @@ import pandas as pd
 from typing_extensions import TypedDict
 
 from topi.bench.io.escape import code, markdown
-from topi.bench.report.tables import STAR
-from topi.bench.report.text_table import markdown_lines
+from topi.bench.report.tables.columns import STAR
+from topi.bench.report.tables.text_table import markdown_lines
 from topi.bench.results import validation as schema
 from topi.bench.results.statistics import LEVEL, bootstrap, holm, paired_difference, signed_rank
 from topi.bench.results.store import Cell, Store

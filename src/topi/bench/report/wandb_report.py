@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from topi.bench.report.paper.build import Drawn, Paper, build_paper
-from topi.bench.report.paper.claims import claims_markdown
-from topi.bench.report.text_table import to_markdown
+from topi.bench.report.paper.claims.claims_text import claims_markdown
+from topi.bench.report.tables.text_table import to_markdown
 from topi.bench.results.store import Store
 from topi.bench.tracking.sync import wandb_mode
 from topi.errors import ToPiError

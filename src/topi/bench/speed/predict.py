@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from topi.bench.config.compose import compose_study
-from topi.bench.report.speed_table import speed_lines
+from topi.bench.report.tables.speed_table import speed_lines
 from topi.bench.results import Cell, Store
 from topi.bench.results.bench_run import BenchRun, load_benches
 from topi.bench.speed.benchmark import (

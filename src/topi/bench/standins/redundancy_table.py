@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
 from topi.bench.io import escape
-from topi.bench.report.text_table import markdown_lines
+from topi.bench.report.tables.text_table import markdown_lines
 from topi.bench.results import validation as schema
 from topi.bench.results.statistics import bootstrap
 

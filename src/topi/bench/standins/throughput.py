@@ -19,7 +19,7 @@ import torch
 
 from topi.bench.editors.standin import FAMILIES
 from topi.bench.editors.text import PromptCache
-from topi.bench.report.text_table import markdown_lines
+from topi.bench.report.tables.text_table import markdown_lines
 from topi.bench.results.files import write_json
 from topi.bench.results.provenance import provenance
 from topi.bench.results.statistics import Estimate, bootstrap

@@ -14,7 +14,7 @@ from topi.bench.config.compose import composed
 from topi.bench.config.schema import ConfigError, check_choice, read_config
 from topi.bench.io.escape import csv
 from topi.bench.io.names import file_name
-from topi.bench.report.figures import save
+from topi.bench.report.drawing.plots import save
 from topi.bench.report.paper.suite import best_suites, suites
 from topi.bench.report.pareto import on_front, pareto, pareto_points, speed_of
 from topi.bench.results.files import write_text

@@ -5,27 +5,31 @@ from math import nan
 
 import pytest
 
-from topi.bench.report.paper.claim_list import CLAIMS
-from topi.bench.report.paper.claims import (
+from topi.bench.report.paper.claims.claim_list import CLAIMS
+from topi.bench.report.paper.claims.claims_text import (
+    claim_models,
+    claims_frame,
+    claims_markdown,
+    read_notes,
+    to_rich_claims,
+)
+from topi.bench.report.paper.claims.evidence import (
     ARITHMETIC,
+    Claim,
+    Evidence,
+    Judged,
+    gather_evidence,
+    judge_all,
+)
+from topi.bench.report.paper.claims.verdicts import (
     CONTRADICTED,
     INCONCLUSIVE,
     REPRODUCED,
     UNTESTABLE,
     VERDICTS,
-    Claim,
     Comparison,
-    Evidence,
     Finding,
-    Judged,
-    claim_models,
-    claims_frame,
-    claims_markdown,
     decide,
-    gather_evidence,
-    judge_all,
-    read_notes,
-    to_rich_claims,
 )
 from topi.bench.report.paper.printed_values import EXPERIMENTS
 from topi.bench.results.statistics import Estimate, unpaired
@@ -192,7 +196,8 @@ def test_the_page_of_claims_names_cells_and_numbers(judged, tmp_path):
     notes = tmp_path / "findings.csv"
     notes.write_text("claim,finding\nprune-over-merge,Looked at the layers.\n")
     text = claims_markdown(list(judged.values()), notes)
-    assert text.index("What the paper claims") < text.index("## attention-in-few-layers")
+    page = text.index("Claims of the paper and verdicts here")
+    assert page < text.index("## attention-in-few-layers")
     assert "Looked into: Looked at the layers." in text
     assert "`kontext_standin-topi-ratio-0.5-dropped-merge-feed`" in text
     assert "prune − merge, PSNR (all): +3.0" in text

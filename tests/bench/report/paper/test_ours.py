@@ -21,7 +21,7 @@ from topi.bench.report.paper.ours import (
     equal_speed_matches,
 )
 from topi.bench.report.paper.suite import suites
-from topi.bench.report.text_table import to_latex, to_markdown
+from topi.bench.report.tables.text_table import to_latex, to_markdown
 from topi.bench.results.statistics import holm
 from topi.bench.results.store import Store
 

@@ -11,25 +11,25 @@ import matplotlib.pyplot as plt
 import pytest
 from PIL import Image
 
+from topi.bench.report.drawing.sheet import Block, Tile, draw
 from topi.bench.report.export import export, published
-from topi.bench.report.figures import grid, keep_ratio_by_step, quality_against_speed
-from topi.bench.report.gallery import gather, keep_ratios
+from topi.bench.report.page.gallery import gather, keep_ratios
+from topi.bench.report.page.page_figures import grid, keep_ratio_by_step, quality_against_speed
 from topi.bench.report.paper.artefacts import OURS
 from topi.bench.report.paper.build import (
     ATTENTION,
     BUILDERS,
-    CAPTIONS,
     FIGURES,
     NEEDS,
     OPTIONAL,
     build_paper,
     suites_of,
 )
+from topi.bench.report.paper.captions import CAPTIONS
 from topi.bench.report.paper.paper_figures import shown_samples
 from topi.bench.report.paper.several_references import NAME as REFERENCES
 from topi.bench.report.paper.suite import suites
-from topi.bench.report.sheet import Block, Tile, draw
-from topi.bench.report.tables import quality_table
+from topi.bench.report.tables.quality_table import quality_table
 from topi.bench.results.probe_run import load_probes
 from topi.bench.results.store import Store
 from topi.errors import ToPiError

@@ -9,20 +9,19 @@ import pandas as pd
 import pytest
 
 from topi.bench.report.paper.artefacts import OURS, TABLE1, TABLE2, TABLE4
+from topi.bench.report.paper.entries import identity
 from topi.bench.report.paper.flops_table import by_formula, counted, flops_table, reduction
-from topi.bench.report.paper.paper_tables import (
+from topi.bench.report.paper.paper_tables import overhead, overhead_table, sheet_table
+from topi.bench.report.paper.printed_values import EXPERIMENTS, paper_values, printed, quantity
+from topi.bench.report.paper.quality_curves import (
     at_speed,
     curve_points,
     curve_table,
     equal_speed,
     equal_speed_table,
-    overhead,
-    overhead_table,
-    sheet_table,
 )
-from topi.bench.report.paper.printed_values import EXPERIMENTS, paper_values, printed, quantity
-from topi.bench.report.paper.suite import best_suites, check_comparable, identity, suites
-from topi.bench.report.text_table import to_latex, to_markdown
+from topi.bench.report.paper.suite import best_suites, check_comparable, suites
+from topi.bench.report.tables.text_table import to_latex, to_markdown
 from topi.bench.results.store import Store
 from topi.errors import ToPiError
 

@@ -17,7 +17,7 @@ from topi.bench.report.paper.several_references import (
     series_of,
 )
 from topi.bench.report.paper.suite import best_suites, suites
-from topi.bench.report.text_table import to_latex, to_markdown
+from topi.bench.report.tables.text_table import to_latex, to_markdown
 from topi.bench.results.store import Store
 
 matplotlib.use("Agg")

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from topi.bench.report.figures import STYLE, series_style
-from topi.bench.report.study_tables import PAPER_LIMIT
-from topi.bench.report.tables import categories_of, category_title
+from topi.bench.report.drawing.plots import STYLE, series_style
+from topi.bench.report.tables.columns import categories_of, category_title
+from topi.bench.report.tables.study_tables import PAPER_LIMIT
 from topi.bench.results.probe_run import ProbeRun
 from topi.errors import ToPiError
 

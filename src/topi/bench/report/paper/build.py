@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from math import isfinite
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from topi.bench.io.escape import csv
 from topi.bench.io.names import file_name
-from topi.bench.report.figures import save
+from topi.bench.report.drawing.plots import save
 from topi.bench.report.paper import ours, overview
 from topi.bench.report.paper import several_references as references
 from topi.bench.report.paper.artefacts import CURVES, FIG5, FIG10, FIG11, OURS, SHEETS, TEACACHE
 from topi.bench.report.paper.attention_figures import mass_by_layer, mass_by_step, token_relevance
-from topi.bench.report.paper.claim_list import CLAIMS
-from topi.bench.report.paper.claims import (
-    Comparison,
-    Judged,
-    claims_frame,
-    claims_markdown,
-    gather_evidence,
-    judge_all,
-    read_notes,
-)
+from topi.bench.report.paper.captions import CAPTIONS
+from topi.bench.report.paper.claims.claim_files import write_claims
+from topi.bench.report.paper.claims.claim_list import CLAIMS
+from topi.bench.report.paper.claims.evidence import Judged, gather_evidence, judge_all
 from topi.bench.report.paper.flops_table import flops_table
 from topi.bench.report.paper.paper_figures import FIGURES as PAPER_FIGURES
-from topi.bench.report.paper.paper_tables import (
-    curve_table,
-    equal_speed_table,
-    overhead_table,
-    sheet_table,
-    timing,
-)
+from topi.bench.report.paper.paper_tables import overhead_table, sheet_table, timing
+from topi.bench.report.paper.quality_curves import curve_table, equal_speed_table
 from topi.bench.report.paper.suite import MODELS, Suite, best_suites, suites, weights_of
 from topi.bench.report.pareto import leaderboard, pareto, pareto_categories
-from topi.bench.report.speed_table import breakdown_table, speed_figure, speed_table, title
-from topi.bench.report.text_table import TextTable, to_latex, to_markdown
+from topi.bench.report.tables.speed_table import breakdown_table, speed_figure, speed_table, title
+from topi.bench.report.tables.text_table import TextTable, to_latex, to_markdown
 from topi.bench.results import files
 from topi.bench.results.bench_run import BenchRun, load_benches
 from topi.bench.results.probe_run import ProbeRun, load_probes
@@ -92,71 +79,6 @@ ATTENTION: dict[str, Callable[[ProbeRun], object]] = {
 }
 MEASURED = ("table1_curves", "fig6", "pareto", "pareto_categories", references.NAME)
 """The figures that show measured speed, whose captions say how often it was timed."""
-CAPTIONS = {
-    "fig1": (
-        "Figure 1. Attention to the reference, layer by layer",
-        "Mean over steps, by category; grey columns are the representative layers.",
-    ),
-    "fig2": (
-        "Figure 2. How relevant single tokens are over the steps",
-        "Bottom: rank correlation of the tokens with the first step.",
-    ),
-    "fig3": (
-        "Figure 3. Total attention to the reference over the steps",
-        "By task, with the number of samples n. Bands hold 80 % of the samples, where there are at "
-        "least three. The dotted line is the paper's bound.",
-    ),
-    "table1_curves": (
-        "Quality over speed",
-        "PSNR to full over FLOP-ideal and measured speed-up, all categories pooled. Dashed: merged "
-        "in every step, and the checkerboard flipped at anchors.",
-    ),
-    "fig5": (
-        "Figure 5. ToMeSD, ToMA and ToPi",
-        "One sample of each category; below an output, its PSNR to the full-context one.",
-    ),
-    "fig6": (
-        "Figure 6. ToPi with TeaCache",
-        "Each alone and both; speed-ups over full are measured unless they say ideal. Kept: the "
-        "share of reference tokens over the transformer calls that were computed; skipped calls do "
-        "not count.",
-    ),
-    "fig7": (
-        "Figure 7. The tokens kept at each anchor",
-        "Gold: kept at τ=0.85; dark: dropped. t counts down to 1, as in the paper.",
-    ),
-    "fig9": (
-        "Figure 9. Several references",
-        "What ToPi kept of all references at the first and the last anchor.",
-    ),
-    "fig10": (
-        "Figure 10. The threshold τ",
-        "The same edits from τ=1, which is full context, to 0.7.",
-    ),
-    "fig10_curve": (
-        "Figure 10 in numbers",
-        "Means over samples with 95 % intervals; ∞: every output equals the full one.",
-    ),
-    "fig11": (
-        "Figure 11. The mask renewed every ten steps, or drawn once",
-        "Half of the tokens; bars are 95 % intervals of the means, Δ is the paired difference "
-        "over all samples.",
-    ),
-    "pareto": (
-        "Every method: quality over speed",
-        "PSNR to full over FLOP-ideal and measured speed-up, all categories pooled; bars are 95 % "
-        "intervals. ToPi is black; grey rings: settings that no other one beats in both.",
-    ),
-    "pareto_categories": (
-        "Every method: quality over speed, by category",
-        "PSNR to full over the measured speed-up, the FLOP-ideal one where not all was timed. ToPi "
-        "is black; grey rings: settings that no other one beats in both.",
-    ),
-    ours.EQUAL_COUNT: (ours.TITLE, ours.CAPTION),
-    references.NAME: (references.TITLE, references.CAPTION),
-    overview.NAME: (overview.TITLE, overview.CAPTION),
-}
-"""Figure -> its title and caption."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +125,7 @@ def build_paper(root: Path | str, out: Path | str) -> Paper:
     figures, missing = build_figures(store, found, out / "figures")
     figures += build_figures(store, found, out / "figures", tuple(OPTIONAL))[0]
     figures += [_speed(bench, out / "figures") for bench in benches]
-    _write_claims(judged, out)
+    write_claims(judged, out)
     write_tables(tables, out / "tables")
     return Paper(judged, tables, figures, _absent_models(found) + missing)
 
@@ -295,39 +217,6 @@ def _absent_models(found: Sequence[Suite]) -> list[str]:
         for kind, paper in MODELS.items()
         if kind not in present
     ]
-
-
-def _write_claims(judged: list[Judged], out: Path) -> None:
-    files.write_text(out / "claims.md", claims_markdown(judged))
-    files.write_text(out / "claims.csv", csv(claims_frame(judged)))
-    notes = read_notes()
-    content = [
-        {
-            name: getattr(each.claim, name)
-            for name in ("name", "statement", "where", "test", "remark")
-        }
-        | {"looked_into": notes.get(each.claim.name, "")}
-        | {
-            "findings": {
-                model: {
-                    "verdict": finding.verdict,
-                    "reason": finding.reason,
-                    "comparisons": list(map(_plain, finding.comparisons)),
-                }
-                for model, finding in each.findings.items()
-            }
-        }
-        for each in judged
-    ]
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    files.write_text(out / "claims.json", text)
-
-
-def _plain(comparison: Comparison) -> dict[str, object]:
-    """A comparison as JSON has it, which knows neither NaN nor infinity."""
-    numbers = asdict(comparison.estimate).items()
-    estimate = {name: value if isfinite(value) else None for name, value in numbers}
-    return {**asdict(comparison), "estimate": estimate, "outcome": comparison.verdict}
 
 
 def write_tables(tables: Iterable[TextTable], folder: Path) -> list[Path]:

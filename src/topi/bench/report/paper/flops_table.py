@@ -8,7 +8,7 @@ import pandas as pd
 from typing_extensions import TypedDict
 
 from topi.bench.report.paper.printed_values import EXPERIMENTS, paper_values
-from topi.bench.report.text_table import Text, TextTable
+from topi.bench.report.tables.text_table import Text, TextTable
 from topi.bench.results import validation as schema
 
 GIGA = 1e9

@@ -16,13 +16,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from topi.bench.report.figures import STYLE, method_style
+from topi.bench.report.drawing.plots import STYLE, method_style
+from topi.bench.report.drawing.sheet import PAGE
+from topi.bench.report.paper.entries import SCORES, Run
 from topi.bench.report.paper.paper_tables import categories
-from topi.bench.report.paper.suite import SCORES, Run, Suite
+from topi.bench.report.paper.suite import Suite
 from topi.bench.report.pareto import LEVELS, pareto_points
-from topi.bench.report.sheet import PAGE
-from topi.bench.report.tables import CATEGORIES, NOT_FLUX, category_title
-from topi.bench.report.text_table import Text, TextTable
+from topi.bench.report.tables.columns import CATEGORIES, NOT_FLUX, category_title
+from topi.bench.report.tables.text_table import Text, TextTable
 from topi.bench.results.statistics import LEVEL, Estimate, holm
 from topi.bench.results.store import Store
 

@@ -8,12 +8,13 @@ from statistics import fmean
 from matplotlib.figure import Figure
 
 from topi.bench.data.pictures import draw_mask, side_by_side
+from topi.bench.report.drawing.sheet import Block, Tile, draw
 from topi.bench.report.paper.artefacts import FIG5, OURS
+from topi.bench.report.paper.entries import Run
 from topi.bench.report.paper.paper_figures import anchors_of, pictures, shown_samples
 from topi.bench.report.paper.printed_values import printed
-from topi.bench.report.paper.suite import MODELS, Run, Suite, best_suites, suites
-from topi.bench.report.sheet import Block, Tile, draw
-from topi.bench.report.tables import CATEGORIES, category_title
+from topi.bench.report.paper.suite import MODELS, Suite, best_suites, suites
+from topi.bench.report.tables.columns import CATEGORIES, category_title
 from topi.bench.results.statistics import Estimate
 from topi.bench.results.store import Store
 from topi.errors import ToPiError

@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from topi.bench.data.pictures import draw_mask, side_by_side
-from topi.bench.report.figures import STYLE, curve, method_style, series_style, speed_axis
+from topi.bench.report.drawing.plots import STYLE, curve, method_style, series_style, speed_axis
+from topi.bench.report.drawing.sheet import PAGE, Block, Tile, draw
 from topi.bench.report.paper.artefacts import CURVES, FIG5, FIG10, FIG11, OURS, TEACACHE
-from topi.bench.report.paper.paper_tables import curve_points
-from topi.bench.report.paper.suite import SCORES, Run, Suite
-from topi.bench.report.sheet import PAGE, Block, Tile, draw
-from topi.bench.report.tables import CATEGORIES, COLUMNS, FEW, category_title
+from topi.bench.report.paper.entries import SCORES, Run
+from topi.bench.report.paper.quality_curves import curve_points
+from topi.bench.report.paper.suite import Suite
+from topi.bench.report.tables.columns import CATEGORIES, COLUMNS, FEW, category_title
 from topi.bench.results.files import read_image
 from topi.bench.results.full_outputs import FullOutputs
 from topi.bench.results.masks import Anchor, read_anchors

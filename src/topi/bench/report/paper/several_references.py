@@ -12,13 +12,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from topi.bench.report.figures import STYLE, method_style
+from topi.bench.report.drawing.plots import STYLE, method_style
+from topi.bench.report.drawing.sheet import PAGE
 from topi.bench.report.paper.paper_tables import BY_NAME, measure, merges
 from topi.bench.report.paper.suite import Suite
 from topi.bench.report.pareto import field_text
-from topi.bench.report.sheet import PAGE
-from topi.bench.report.tables import FEW, NOT_FLUX, STAR, cell_text, timing_note
-from topi.bench.report.text_table import Text, TextTable
+from topi.bench.report.tables.columns import FEW, NOT_FLUX, STAR, cell_text, timing_note
+from topi.bench.report.tables.text_table import Text, TextTable
 from topi.bench.results.statistics import Estimate, bootstrap
 from topi.bench.results.store import Store
 

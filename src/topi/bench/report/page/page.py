@@ -13,23 +13,24 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from topi.bench.io.escape import console, csv, printable
-from topi.bench.report import figures
-from topi.bench.report.gallery import gather, keep_ratios, on_curve, shown_labels
-from topi.bench.report.groups import Content, contents, once, split_facts
-from topi.bench.report.paper.build import Paper, build_paper
-from topi.bench.report.paper.claims import RULES, claim_models, read_notes, to_rich_claims
-from topi.bench.report.tables import (
-    ALL,
-    CATEGORIES,
-    COLUMNS,
-    category_title,
-    difference_table,
-    notes,
-    quality_text,
-    timing_note,
-    to_rich,
+from topi.bench.report.drawing.plots import save
+from topi.bench.report.page.gallery import gather, keep_ratios, on_curve, shown_labels
+from topi.bench.report.page.groups import Content, contents, once, split_facts
+from topi.bench.report.page.page_figures import (
+    grid,
+    keep_ratio_by_step,
+    quality_against_speed,
 )
-from topi.bench.report.text_table import Text, TextTable, to_latex, to_markdown
+from topi.bench.report.paper.build import Paper, build_paper
+from topi.bench.report.paper.claims.claims_text import (
+    RULES,
+    claim_models,
+    read_notes,
+    to_rich_claims,
+)
+from topi.bench.report.tables.columns import ALL, CATEGORIES, COLUMNS, category_title, timing_note
+from topi.bench.report.tables.quality_table import difference_table, notes, quality_text, to_rich
+from topi.bench.report.tables.text_table import Text, TextTable, to_latex, to_markdown
 from topi.bench.results import files
 from topi.bench.results.store import Store
 from topi.errors import ToPiError
@@ -106,7 +107,7 @@ def build(
 def _template() -> Any:
     """The template of the page; strings that it prints are escaped and printable."""
     environment = Environment(
-        loader=PackageLoader("topi.bench.report", "."),
+        loader=PackageLoader("topi.bench.report.page", "."),
         autoescape=True,
         trim_blocks=True,
         undefined=StrictUndefined,
@@ -232,7 +233,7 @@ def _difference(line: pd.Series) -> dict[str, str]:
 
 def _shown(figure: Figure, path: tuple[Path, str], title: str, caption: str, wide: bool) -> Shown:
     """Save a figure under (folder, name) and hold it for the page."""
-    return Shown(title, data_uri(figures.save(figure, *path)), caption, wide)
+    return Shown(title, data_uri(save(figure, *path)), caption, wide)
 
 
 def _pictures(store: Store, content: Content, folder: Path, per_category: int) -> Iterator[Shown]:
@@ -245,7 +246,7 @@ def _pictures(store: Store, content: Content, folder: Path, per_category: int) -
             "dropped (dark) at the first and the last anchor."
         )
         yield _shown(
-            figures.grid(inside),
+            grid(inside),
             (folder, f"{content.group.stem}_grid_{category}"),
             f"{category_title(category)}: outputs and masks",
             "Reference, full-context output and the output of each method with its PSNR to the "
@@ -262,7 +263,7 @@ def _curves(content: Content, folder: Path) -> Shown | None:
     if not (swept["method"] != "full").any():
         return None
     return _shown(
-        figures.quality_against_speed(swept),
+        quality_against_speed(swept),
         (folder, f"{content.group.stem}_quality_speed"),
         "Quality against speed",
         "All categories pooled; one line per method through its sweep; bars are 95 % bootstrap "
@@ -278,7 +279,7 @@ def _kept(store: Store, content: Content, folder: Path) -> Iterator[Shown]:
     steps = keep_ratios(store, rows[rows["label"].isin(shown_labels(rows))])
     if not steps.empty:
         yield _shown(
-            figures.keep_ratio_by_step(steps),
+            keep_ratio_by_step(steps),
             (folder, f"{content.group.stem}_keep_ratio"),
             "Tokens kept, step by step",
             "Mean over samples; the band is the range from the 10th to the 90th percentile. "

@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from topi.bench.report.figures import STYLE, method_style
-from topi.bench.report.text_table import Text, TextTable
+from topi.bench.report.drawing.plots import STYLE, method_style
+from topi.bench.report.tables.text_table import Text, TextTable
 
 
 def cost_table(model: str, lines: pd.DataFrame, gpu: str) -> TextTable:

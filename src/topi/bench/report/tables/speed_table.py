@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from topi.bench.report.figures import STYLE, save
+from topi.bench.report.drawing.plots import STYLE, save
 from topi.bench.report.paper.printed_values import paper_values
-from topi.bench.report.tables import FEW, measured_text
-from topi.bench.report.text_table import Text, TextTable
+from topi.bench.report.tables.columns import FEW, measured_text
+from topi.bench.report.tables.text_table import Text, TextTable
 from topi.bench.results.bench_run import BenchRun, load_benches
 from topi.bench.results.statistics import bootstrap
 from topi.errors import ToPiError

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from topi.bench.report.paper.claims import UNTESTABLE, Comparison, Evidence, Finding, decide
+from topi.bench.report.paper.claims.evidence import Evidence
+from topi.bench.report.paper.claims.verdicts import UNTESTABLE, Comparison, Finding, decide
 from topi.bench.report.paper.printed_values import quantity
-from topi.bench.report.tables import category_title
+from topi.bench.report.tables.columns import category_title
 from topi.bench.results.calibration_file import CONCENTRATED, CONSISTENT
 from topi.bench.results.statistics import Estimate, bootstrap, unpaired
 

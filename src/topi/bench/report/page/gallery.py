@@ -11,7 +11,7 @@ import pandas as pd
 from PIL import Image
 
 from topi.bench.report.paper.artefacts import OURS
-from topi.bench.report.tables import categories_of, in_order
+from topi.bench.report.tables.columns import categories_of, in_order
 from topi.bench.results.files import read_image
 from topi.bench.results.masks import Anchor, read_anchors
 from topi.bench.results.mend import pictured

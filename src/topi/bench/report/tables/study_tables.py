@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from topi.bench.report.tables import category_title
+from topi.bench.report.tables.columns import category_title
 from topi.bench.results.calibration_file import PAPER_LIMIT, Calibration
 from topi.bench.results.probe_run import ProbeRun
 from topi.bench.results.statistics import Estimate, bootstrap

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 
 from topi.bench.report.paper.artefacts import CURVES, FIG11, HALF, OURS, SEEDS, TABLE1, TEACACHE
-from topi.bench.report.paper.claims import UNTESTABLE, Comparison, Evidence, Finding, decide
+from topi.bench.report.paper.claims.evidence import Evidence
+from topi.bench.report.paper.claims.verdicts import UNTESTABLE, Comparison, Finding, decide
+from topi.bench.report.paper.entries import SCORES, Run
 from topi.bench.report.paper.flops_table import (
     KEPT,
     REFERENCE,
@@ -17,10 +19,9 @@ from topi.bench.report.paper.flops_table import (
     counted,
     reduction,
 )
-from topi.bench.report.paper.paper_tables import equal_speed
 from topi.bench.report.paper.printed_values import quantity
-from topi.bench.report.paper.suite import SCORES, Run
-from topi.bench.report.tables import CATEGORIES, category_title
+from topi.bench.report.paper.quality_curves import equal_speed
+from topi.bench.report.tables.columns import CATEGORIES, category_title
 from topi.bench.results.masks import read_anchors
 from topi.bench.results.statistics import Estimate, bootstrap, paired
 

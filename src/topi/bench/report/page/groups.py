@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from topi.bench.io.names import file_names
-from topi.bench.report.tables import SCORES, quality_table, table_of_many
+from topi.bench.report.tables.columns import SCORES
+from topi.bench.report.tables.quality_table import quality_table, table_of_many
 from topi.bench.results.keys import canonical
 from topi.bench.results.store import Cell, Store
 

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 
-from topi.bench.report.figures import STYLE
+from topi.bench.report.drawing.plots import STYLE
 
 PAGE = 6.75  # inches, the width of a page of two columns
 GAP, BETWEEN, TITLE, CAPTION, LINE = 0.05, 0.2, 0.26, 0.09, 0.12  # inches

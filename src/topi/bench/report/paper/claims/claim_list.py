@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from topi.bench.report.paper import attention_judges as attention
-from topi.bench.report.paper import judges
-from topi.bench.report.paper.attention_judges import STEADY
-from topi.bench.report.paper.claims import Claim
-from topi.bench.report.paper.judges import MUCH
+from topi.bench.report.paper.claims import attention_judges as attention
+from topi.bench.report.paper.claims import judges
+from topi.bench.report.paper.claims.attention_judges import STEADY
+from topi.bench.report.paper.claims.evidence import Claim
+from topi.bench.report.paper.claims.judges import MUCH
 from topi.bench.results.calibration_file import CONCENTRATED
 
 CLAIMS = (

@@ -1,0 +1,1 @@
+"""Tables of results: the frames behind them and their text."""
