@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 from cell_records import settle
 
 from topi.bench.cli import main as cli
-from topi.bench.report.tables import SCORES
+from topi.bench.report.tables.columns import SCORES
 from topi.bench.results import Store
 
 SAMPLES = 8
