@@ -71,7 +71,7 @@ def ready(transformer):
 
 def test_what_cannot_be_deepened_is_said(new):
     source = new("qwen_edit", {"layers": 3})
-    with pytest.raises(ConfigError, match="cannot take layers away"):
+    with pytest.raises(ConfigError, match="cannot remove layers"):
         deepened(source, new("qwen_edit", {"layers": 2}))
     with pytest.raises(ConfigError, match="changes no width"):
         deepened(source, new("qwen_edit", {"layers": 4}, heads=6))

@@ -72,7 +72,7 @@ def test_finished_phase_is_not_trained_again(train, finished):
 
 def test_a_folder_holds_one_run(train, finished):
     finished()
-    with pytest.raises(ConfigError, match=r"other settings \(phases, seed\): give another out="):
+    with pytest.raises(ConfigError, match=r"other settings \(phases, seed\)\. Give another out="):
         train("kontext", "out", "phases.0.lr=1e-5", "seed=1")
     train("kontext", "out", "validate_every=500", "hardware=other")  # says nothing about the run
 

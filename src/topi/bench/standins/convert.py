@@ -1,7 +1,7 @@
 """A Qwen stand-in that starts as a trained Kontext stand-in instead of from nothing.
 
 Both are multimodal DiTs with adaptive layer norms, normed queries and keys and rotary positions;
-what differs is told at each function. The result does not edit as well as its source until it is
+each function names what differs. The result does not edit as well as its source until it is
 trained, but it copies, follows instructions and knows the latents.
 """
 

@@ -30,8 +30,8 @@ def deepened(source: nn.Module, deeper: nn.Module) -> nn.Module:
     """
     depths = {name: (depth_of(source, name), depth_of(deeper, name)) for name in STACKS}
     if any(old > new for old, new in depths.values()):
-        told = ", ".join(f"{name}: {old} to {new}" for name, (old, new) in depths.items())
-        raise ConfigError(f"deepen=true cannot take layers away ({told}).")
+        changes = ", ".join(f"{name}: {old} to {new}" for name, (old, new) in depths.items())
+        raise ConfigError(f"deepen=true cannot remove layers ({changes}).")
     states = source.state_dict()
     found = {key: value for key, value in states.items() if not key.startswith(STACKS)}
     closed: list[str] = []
@@ -60,7 +60,7 @@ def depth_of(transformer: nn.Module, stack: str) -> int:
 
 
 def origins(old: int, new: int) -> list[tuple[int, bool]]:
-    """For each of `new` blocks the one of `old` that it comes from, and whether as a second copy.
+    """For each of `new` blocks: the block of `old` it comes from, and True if it is a further copy.
 
     Copies are spread evenly.
     """

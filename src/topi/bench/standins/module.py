@@ -49,7 +49,7 @@ class Schedule:
     minutes: float | None = None
 
     def progress(self, step: int, seconds: float) -> float:
-        """How much of the phase is done, 0 to 1."""
+        """The finished share of the phase, 0 to 1."""
         done = step / self.steps if self.steps else seconds / (60 * self.minutes)
         return min(done, 1.0)
 
@@ -107,7 +107,7 @@ class EditorTraining(L.LightningModule):
         self.index, self.schedule, self.elapsed, self.waited = index, schedule, 0.0, 0.0
 
     def finished(self, step: int) -> bool:
-        """Is the phase over after so many optimiser steps?"""
+        """True if the phase is over after so many optimiser steps."""
         return self.schedule.progress(step, self.elapsed) >= 1
 
     # ------------------------------------------------------------------------------ training

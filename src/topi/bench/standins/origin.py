@@ -1,4 +1,4 @@
-"""What a training run is and what it began with, kept in its folder from the first attempt on.
+"""The settings and the start of a training run, kept in its folder from the first attempt on.
 
 A run may start from shipped weights and replace them in the end, so the recipe and the curves of
 its start are copied; and a folder holds one run, so that no run passes for another's weights.
@@ -26,7 +26,7 @@ PACKAGES = ("torch", "diffusers", "lightning")
 
 
 def begin(config: Any, out: Path, sources: Sequence[Path], precision: str) -> dict[str, Any]:
-    """Open the folder of a run, or go on in it; returns what `run.json` tells of it.
+    """Open the folder of a run, or continue in it. Returns the content of `run.json`.
 
     That is `settings`, `start` (SHA-256 of the weights it began with, a plus between several),
     `commits` and `precision` of the attempts, `python` and `versions`.
@@ -66,15 +66,15 @@ def _refuse_another(told: dict, settings: dict, start: str | None, out: Path) ->
     differ = [name for name in names if told["settings"].get(name) != settings.get(name)]
     if differ:
         raise ConfigError(
-            f"out={out} holds a run with other settings ({', '.join(differ)}): give another out=, "
-            "or remove the folder to begin anew."
+            f"out={out} holds a run with other settings ({', '.join(differ)}). Give another out=, "
+            "or remove the folder to start anew."
         )
     own = _sha256(out / "model.safetensors")
     shipped = own and own in (start or "").split("+")  # and so took the place of its start
     if start != told["start"] and not shipped:
         raise ConfigError(
             f"out={out} holds a run that began with other weights than start={settings['start']} "
-            "names now: give another out=, or remove the folder to begin anew."
+            "names now. Give another out=, or remove the folder to start anew."
         )
 
 

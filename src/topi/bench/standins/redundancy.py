@@ -45,7 +45,7 @@ def open_run(folder: Path, size: int, steps: int) -> Editor:
 def measure(
     editor: Editor, samples: Sequence[EditSample], calibration: Sequence[EditSample]
 ) -> dict:
-    """How well a run edits, how much it attends to references, and what half of them are worth.
+    """Quality of a run's edits, its attention to references, and pruning half of them.
 
     `samples` of the result has, per sample, the PSNR in dB of the full output to the true edit
     (`truth`), ToPi's mean keep ratio at `TAU` (`keep`) and the PSNR to the full output of what
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
         if measured.exists():
             continue
         if not (run / "recipe.json").exists():
-            parser.error(f"{run} is no finished training run: it has no recipe.json")
+            parser.error(f"{run} is not a finished training run: it has no recipe.json")
         recipe = json.loads((run / "recipe.json").read_text())
         factor, references = recipe["enlarge"], recipe.get("references", 1)
         editor = open_run(run, args.size * factor, args.steps)

@@ -19,7 +19,7 @@ from topi.bench.results import validation as schema
 from topi.bench.results.statistics import bootstrap
 
 NOT_RULES = ("id", "category", "truth", "keep", "influence")
-"""Fields of a sample that are no rule which influence is compared with."""
+"""Fields of a sample that are not rules to compare influence with."""
 
 
 class Sample(TypedDict):
@@ -54,12 +54,12 @@ def lead(run: Mapping, rule: str) -> np.ndarray:
 
 def estimate(values: np.ndarray) -> str:
     """Mean and 95 % bootstrap interval, of dB."""
-    found = bootstrap(values)
-    return f"{found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}]"
+    mean = bootstrap(values)
+    return f"{mean.value:+.1f} [{mean.low:+.1f}, {mean.high:+.1f}]"
 
 
 def tables(measured: Sequence[Mapping]) -> str:
-    """Markdown: what each run is like, and what half of its reference tokens are worth.
+    """Markdown of each run: its quality and attention, and the loss from pruning half.
 
     Differences are paired by sample, in dB; the first run is the control.
     """
