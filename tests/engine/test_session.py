@@ -9,7 +9,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_mod
 
 from topi import Full, RandomTokens, TaylorSeer, ToPi
 from topi.engine import MergesTokens, WeighsText
-from topi.engine.hooks import tapped
+from topi.engine.taps import tapped
 from topi.errors import ToPiError
 from topi.methods import Merge, Method
 from topi.models import adapter_for

@@ -32,6 +32,7 @@ from topi.engine import (
     SkipsLayers,
 )
 from topi.engine.interface import KeyValue
+from topi.engine.state import CallState
 from topi.models import Adapter, adapter_for
 
 
@@ -101,19 +102,20 @@ class Replay(Session):
         """Every call is the recorded one."""
         record, device = self._record, kwargs["hidden_states"].device
         layout = record.layout
-        self.call = Call(record.step, record.branch, layout, record.batch, device, record)
-        self.plan = Plan(alone=record.alone)
+        state = self.layers.state = CallState()
+        state.call = Call(record.step, record.branch, layout, record.batch, device, record)
+        state.plan = Plan(alone=record.alone)
         if record.kept is not None:
-            self.rows = torch.empty(record.n_image, dtype=torch.long, device=device)
+            state.rows = torch.empty(record.n_image, dtype=torch.long, device=device)
         yield
-        self._clear_call()
+        self.layers.state = CallState()
 
     def inside(self, layer: int) -> tuple:
         """What decides the shapes in a block beside those of its states."""
-        record, beside = self._record, self.beside
+        record, beside = self._record, self.layers.state.beside
         stored = record.stored.get(layer)
         kept_aside = None if beside is None else beside[0].shape[1]
-        return record.merged.get(layer), stored, kept_aside, self.call.alone
+        return record.merged.get(layer), stored, kept_aside, self.layers.state.call.alone
 
 
 @contextmanager
@@ -132,7 +134,9 @@ def alike_once(replay: Replay, counter: FlopCounterMode) -> Iterator[list[int]]:
             shapes = (*(each.shape for each in states), replay.inside(layer))
             if (key := (type(block_of[layer]), *shapes)) in known:
                 others.append(known[key])
-                replay.awaited = False  # a block that does not run has no attention to show
+                replay.layers.state.awaited = (
+                    False  # a block that does not run has no attention to show
+                )
                 return states
             before = counter.get_total_flops()
             result = forward(**kwargs)

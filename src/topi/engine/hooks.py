@@ -3,30 +3,24 @@
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from copy import copy
-from functools import cache
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
-from torch import Tensor, nn
+from torch import nn
 
 from topi.engine.compiling import eager_forward
-from topi.errors import ToPiError
-from topi.models.adapter import MergePoints
+from topi.engine.taps import running
 from topi.models.held import clean_copies
-from topi.models.rebind import rebind
-from topi.models.rope import per_sample
 
 if TYPE_CHECKING:
+    from topi.engine.layers import Layers
     from topi.engine.session import Session
 
 HOOK = "topi"
-ROTATIONS = ("apply_rotary_emb", "apply_rotary_emb_qwen")
-"""Functions by which attention processors rotate queries and keys."""
 
 
 @contextmanager
@@ -155,8 +149,8 @@ class RootHook(ModelHook):
             return forward(*args, **kwargs)
         kwargs = keywords(module, args, kwargs)
         with self.session.transformer_call(kwargs, self.branches.current()):
-            self.session.run_references_alone(kwargs, forward)
-            return self.session.completed(forward(**kwargs))
+            self.session.layers.run_references_alone(kwargs, forward)
+            return self.session.layers.completed(forward(**kwargs))
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         """Forget the pipeline call."""
@@ -168,205 +162,39 @@ class RootHook(ModelHook):
 class BlockHook(ModelHook):
     """On every block: says which layer runs, if it runs; from `front_layers` on on kept tokens."""
 
-    def __init__(self, session: "Session", layer: int) -> None:
+    def __init__(self, layers: "Layers", layer: int) -> None:
         super().__init__()
-        self.session, self.layer = session, layer
+        self.layers, self.layer = layers, layer
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Hand on what was predicted, or run the block on the tokens that are left."""
-        session, forward = self.session, self.fn_ref.original_forward
-        session.layer, session.open_merge = self.layer, None
-        if session.call is None:
+        layers, forward = self.layers, self.fn_ref.original_forward
+        layers.state.layer, layers.state.open_merge = self.layer, None
+        if layers.state.call is None:
             return forward(*args, **kwargs)
-        adapter, n_text = session.adapter, session.call.layout.n_text
+        adapter, n_text = layers.adapter, layers.state.call.layout.n_text
         kwargs = adapter.separated(self.layer, keywords(module, args, kwargs), n_text)
-        session.ask_skip(kwargs)
-        if session.predicted is not None:
-            return adapter.joined(self.layer, kwargs["encoder_hidden_states"], session.predicted)
-        session.ask_plan()
-        if session.rows is not None and self.layer >= session.call.record.front_layers:
+        layers.ask_skip(kwargs)
+        if layers.state.predicted is not None:
+            return adapter.joined(
+                self.layer, kwargs["encoder_hidden_states"], layers.state.predicted
+            )
+        layers.ask_plan()
+        if layers.state.rows is not None and self.layer >= layers.state.call.record.front_layers:
             kwargs = self._gathered(kwargs)
-        if session.trims(kwargs["hidden_states"]):
-            kwargs = session.trimmed(kwargs)
-        if session.looks_inside():
+        if layers.trims(kwargs["hidden_states"]):
+            kwargs = layers.trimmed(kwargs)
+        if layers.looks_inside():
             forward = eager_forward(forward)
-        before = _running.set(session)
-        try:
+        with running(layers):
             text, image = forward(**kwargs)
-        finally:
-            _running.reset(before)
-        session.ran(image)
+        layers.ran(image)
         return adapter.joined(self.layer, text, image)
 
     def _gathered(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Gather states, rotary rows and whatever else comes per token."""
-        session = self.session
-        if self.layer == session.call.record.front_layers:
-            kwargs["hidden_states"] = session.gathered(kwargs["hidden_states"])
-        kwargs["image_rotary_emb"] = session.kept_rope(kwargs["image_rotary_emb"])
-        return session.adapter.gather_extras(kwargs, session.rows)
-
-
-class MergeAttentionHook(ModelHook):
-    """On a block's attention: runs it on merged image tokens."""
-
-    def __init__(self, session: "Session", points: MergePoints) -> None:
-        super().__init__()
-        self.session, self.points = session, points
-
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Run the attention on the merged image tokens."""
-        session, forward = self.session, self.fn_ref.original_forward
-        if session.call is None:
-            return forward(*args, **kwargs)
-        kwargs = keywords(module, args, kwargs)
-        states, text = kwargs["hidden_states"], session.call.layout.n_text
-        joint, fused = self.points.joint, self.points.fused  # joint: text rows come first
-        if joint and not fused:
-            merge = session.open_merge  # which the norm before has asked for
-        else:
-            merge = session.ask_merge(states[:, text:] if joint else states)
-        if merge is None or merge.scope == "mlp":
-            return forward(**kwargs)
-        if merge.rows is not None:
-            rope = kwargs["image_rotary_emb"]
-            kwargs["image_rotary_emb"] = session.adapter.gather_rope(rope, merge.rows, text)
-        # the norm before has merged for the whole block, the projection behind will unmerge
-        if merge.scope == "block" and not fused:
-            return forward(**kwargs)
-        if joint:
-            kwargs["hidden_states"] = on_image_rows(merge.merge, states, text)
-            return on_image_rows(merge.unmerge, forward(**kwargs), text)
-        kwargs["hidden_states"] = merge.merge(states)
-        image, text, *more = forward(**kwargs)
-        # an IP-Adapter's attention yields another output for each image token
-        both = merge.unmerge(torch.cat([image, *more], dim=-1) if more else image)
-        image, *more = both.split(image.shape[-1], dim=-1)
-        return image, text, *more
-
-
-class MergeMLPHook(ModelHook):
-    """On a block's MLP, or its first half: runs it on merged image tokens."""
-
-    def __init__(self, session: "Session", points: MergePoints) -> None:
-        super().__init__()
-        self.session, self.points = session, points
-
-    def new_forward(self, module: nn.Module, states: Tensor) -> Tensor:
-        """Run the MLP as the layer's merge, which is decided before the attention, says."""
-        session, forward = self.session, self.fn_ref.original_forward
-        merge = session.open_merge
-        if session.call is None or merge is None or merge.scope not in ("mlp", "both"):
-            return forward(states)
-        if not self.points.joint:
-            return merge.unmerge_mlp(forward(merge.merge(states)))
-        text = session.call.layout.n_text
-        return on_image_rows(
-            merge.unmerge_mlp, forward(on_image_rows(merge.merge, states, text)), text
-        )
-
-
-class MergeNormHook(ModelHook):
-    """On a single-stream block's norm: decides on merging, and merges for the whole block."""
-
-    def __init__(self, session: "Session") -> None:
-        super().__init__()
-        self.session = session
-
-    def post_forward(
-        self, module: nn.Module, output: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Ask for a merge; apply it here if it spans the block."""
-        session = self.session
-        if session.call is None:
-            return output
-        states, gate = output
-        text = session.call.layout.n_text
-        merge = session.ask_merge(states[:, text:])
-        if merge is None or merge.scope != "block":
-            return output
-        return on_image_rows(merge.merge, states, text), gate
-
-
-class MergeProjectionHook(ModelHook):
-    """On a single-stream block's output projection: unmerges before gate and residual."""
-
-    def __init__(self, session: "Session") -> None:
-        super().__init__()
-        self.session = session
-
-    def post_forward(self, module: nn.Module, output: Tensor) -> Tensor:
-        """Undo a merge that spans the block."""
-        merge = self.session.open_merge
-        if merge is None or merge.scope != "block":
-            return output
-        return on_image_rows(merge.unmerge, output, self.session.call.layout.n_text)
-
-
-def on_image_rows(operator: Callable[[Tensor], Tensor], states: Tensor, n_text: int) -> Tensor:
-    """Apply `operator` to the image rows of `[text | image]` states [B, S, D]."""
-    return torch.cat([states[:, :n_text], operator(states[:, n_text:])], dim=1)
-
-
-@contextmanager
-def tapped(processor: Any) -> Iterator[None]:
-    """Let `Session.at_attention` say what key, value and mask an attention processor attends to.
-
-    Or what comes of it, where a look at the layer has computed that.
-
-    Inside, the processor's class is a subclass that runs the same code with `dispatch_attention_fn`
-    rebound. Copies are of the class itself.
-
-    Raises:
-        ToPiError: the processor does not attend through `dispatch_attention_fn`.
-    """
-    stock = getattr(processor, "stock", type(processor))  # what is made from a tapped one is tapped
-    processor.__class__ = tapped_class(stock)
-    try:
-        yield
-    finally:
-        processor.__class__ = stock
-
-
-def is_tapped(processor: Any) -> bool:
-    """Is it of a class made by `tapped_class`?"""
-    return "stock" in vars(type(processor))
-
-
-@cache
-def tapped_class(cls: type) -> type:
-    """The subclass, one for each class of processors: compiled blocks depend on which it is."""
-    dispatch = getattr(cls.__call__, "__globals__", {}).get("dispatch_attention_fn")
-    if dispatch is None:
-        raise ToPiError(
-            f"The attention processor {cls.__name__} is not supported; "
-            "restore diffusers' default processor."
-        )
-
-    def attend(
-        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **rest: Any
-    ) -> Tensor:
-        # a compiled block is one that nobody looks into
-        if not torch.compiler.is_compiling() and (session := _running.get()) is not None:
-            key, value, attn_mask, output = session.at_attention(query, key, value, attn_mask, rest)
-            if output is not None:
-                return output
-        return dispatch(query, key, value, attn_mask=attn_mask, **rest)
-
-    def reduce(self: Any, protocol: int) -> tuple:
-        _, (_, *arguments), *rest = cls.__reduce_ex__(self, protocol)
-        return cls.__new__, (cls, *arguments), *rest
-
-    known = cls.__call__.__globals__
-    rotations = {name: per_sample(known[name]) for name in ROTATIONS if name in known}
-    call = rebind(cls.__call__, dispatch_attention_fn=attend, **rotations)
-    changed = {"__call__": call, "__reduce_ex__": reduce, "stock": cls}
-    return type(cls.__name__, (cls,), {**changed, "__module__": cls.__module__})
-
-
-def running_session() -> "Session | None":
-    """The session whose block runs in this thread, if one does."""
-    return _running.get()
-
-
-_running: ContextVar["Session | None"] = ContextVar("session whose block runs", default=None)
+        layers = self.layers
+        if self.layer == layers.state.call.record.front_layers:
+            kwargs["hidden_states"] = layers.gathered(kwargs["hidden_states"])
+        kwargs["image_rotary_emb"] = layers.kept_rope(kwargs["image_rotary_emb"])
+        return layers.adapter.gather_extras(kwargs, layers.state.rows)

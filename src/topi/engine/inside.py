@@ -6,16 +6,14 @@ from typing import TYPE_CHECKING, Any
 from diffusers.hooks import ModelHook
 from torch import nn
 
-from topi.engine.hooks import (
-    BlockHook,
+from topi.engine.hooks import BlockHook, hooked
+from topi.engine.merge_hooks import (
     MergeAttentionHook,
     MergeMLPHook,
     MergeNormHook,
     MergeProjectionHook,
-    hooked,
-    is_tapped,
-    tapped,
 )
+from topi.engine.taps import is_tapped, tapped
 from topi.errors import ToPiError
 from topi.models.held import held
 
@@ -32,20 +30,20 @@ def wanted(session: "Session") -> tuple[list[tuple[nn.Module, ModelHook]], list[
     """The modules to hook, each with its hook, and the attention processors to tap."""
     hooks: list[tuple[nn.Module, ModelHook]] = []
     processors: dict[int, Any] = {}
-    adapter = session.adapter
-    taps = session.watcher is not None or session.trim_last
+    adapter, layers = session.adapter, session.layers
+    taps = layers.watcher is not None or layers.trim_last
     for layer, block in enumerate(adapter.blocks):
-        hooks.append((block, BlockHook(session, layer)))
+        hooks.append((block, BlockHook(layers, layer)))
         points = adapter.known_points(layer)
         if taps:
             processors[id(points.attention.processor)] = points.attention.processor
-        if session.merger is not None:
-            hooks.append((points.attention, MergeAttentionHook(session, points)))
+        if layers.merger is not None:
+            hooks.append((points.attention, MergeAttentionHook(layers, points)))
             if points.mlp is not None:
-                hooks.append((points.mlp, MergeMLPHook(session, points)))
+                hooks.append((points.mlp, MergeMLPHook(layers, points)))
             if points.norm is not None and points.projection is not None:
-                hooks.append((points.norm, MergeNormHook(session)))
-                hooks.append((points.projection, MergeProjectionHook(session)))
+                hooks.append((points.norm, MergeNormHook(layers)))
+                hooks.append((points.projection, MergeProjectionHook(layers)))
     return hooks, list(processors.values())
 
 

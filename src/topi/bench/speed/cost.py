@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from topi.bench.speed.lines import Attach
 from topi.engine import CallRecord
 from topi.engine.flops import FlopCount, FlopCounter, forwards_of
-from topi.engine.hooks import running_session
+from topi.engine.taps import running_layers
 from topi.models import Adapter, Layout, adapter_for
 from topi.models.adapter import Grid
 
@@ -193,14 +193,14 @@ def shown(layer: int, forward: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(**kwargs: Any) -> tuple[Tensor, Tensor]:
         text, image = kwargs["encoder_hidden_states"], kwargs["hidden_states"]
-        if (session := running_session()) is None:
+        if (layers := running_layers()) is None:
             return forward(**kwargs)
-        merge = session.ask_merge(image) if session.merger is not None else None
+        merge = layers.ask_merge(image) if layers.merger is not None else None
         around = merge is not None and merge.scope != "mlp"
         inside = merge.merge(image) if around else image
-        if session.awaited:
+        if layers.state.awaited:
             states = torch.cat([text, inside], dim=1).unsqueeze(2)  # of a single head
-            session.at_attention(states, states, states, None, {})
+            layers.at_attention(states, states, states, None, {})
         if around:
             merge.unmerge(inside)
         if merge is not None and merge.scope in ("mlp", "both"):

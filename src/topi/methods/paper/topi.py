@@ -14,7 +14,7 @@ What the paper leaves open (CFG branches, batches, rounding, a floor for each re
 parts/anchor_masks.py, the scores of its ablations in parts/scores.py.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -111,7 +111,6 @@ class ToPi(AnchorMasks):
     normalise_layers: bool = False
     reference_floor: float = 0.0
     order: str = "highest"
-    _layers: frozenset[int] = field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -92,8 +92,8 @@ class AnchorMasks(ReferencePruner, WatchesAttention):
             return
         if call.branch not in self._scores:
             raise ToPiError(
-                f"Step {call.step} was to score the references but "
-                "none of them showed its attention. If they are compiled, undo that, and when "
+                f"Step {call.step} was to score the references in layers {sorted(self._layers)}, "
+                "but none of them showed its attention. If they are compiled, undo that, and when "
                 "all else is done to the pipeline, compile it with `topi.compile(pipe)`."
             )
         self._unsettled = call
