@@ -34,7 +34,6 @@ LONG_FILES = {
     "tests/methods/test_topi.py",
 }
 LONG_FUNCTIONS = {
-    "src/topi/bench/data/anyedit.py: select",
     "src/topi/engine/tracker.py: observe",
     "tests/bench/conftest.py: write_store",
     "tests/bench/paper_store.py: write_cell",

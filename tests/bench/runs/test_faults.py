@@ -342,7 +342,7 @@ def test_what_is_not_a_plan_is_refused(tmp_path, text):
 
 @pytest.mark.parametrize("gpu", ["tesla:v100", "gpu:a100:1", "", " ", "a100,h20", "a\n100"])
 def test_a_gpu_that_cannot_be_submitted_is_refused(gpu):
-    with pytest.raises(ToPiError, match="is no type of GPU"):
+    with pytest.raises(ToPiError, match="is not a valid type of GPU"):
         plan(["experiment=smoke"], gpu=gpu)
 
 

@@ -197,7 +197,7 @@ def check_shard(shard: str | None) -> None:
     """Raise a ConfigError unless it is None or "i/n" with i below n."""
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard or "0/1")
     if found is None or int(found.group(1)) >= int(found.group(2)):
-        raise ConfigError(f"shard={shard} is none: 0/4 is the first of four, 3/4 the last.")
+        raise ConfigError(f"shard={shard} is invalid; use i/n with i below n, for example 0/4.")
 
 
 def check_choice(name: str, value: str, valid: Collection[str]) -> None:

@@ -207,22 +207,9 @@ def select(
         keep: takes an encoded image, gives its sha256.
     """
     groups = (VISUAL,) if visual else CATEGORIES
-    by_type: dict[str, list[Key]] = {name: [] for g in groups for name in types_of(g)}
-    skipped: list[dict[str, str]] = []
-    names: set[tuple[str, str]] = set()
+    by_type, skipped = _by_type(source, groups)
     edits: set[tuple] = set()
     looked_at: set[tuple] = set()
-    for key in sorted(source.keys(by_type), key=lambda k: (k.id, k.at)):
-        if key.known_type is None:
-            skipped.append(_skip(key, f"unknown edit type {key.type!r}"))
-        elif key.known_type in by_type:
-            # One image may have several edits of a type.
-            name, number = key.id, 1
-            while (key.known_type, name) in names:
-                number += 1
-                name = f"{key.id}-{number}"
-            names.add((key.known_type, name))
-            by_type[key.known_type].append(replace(key, id=name))
 
     def usable(keys: Iterable[Key], wanted: int | None, split: str, taken=frozenset()):
         found: list[dict] = []
@@ -264,6 +251,27 @@ def select(
             found = (len(shown[name]), per_type, name, apart)
             log.warning("%s: %d of %d pairs of %s%s", source.name, *found)
     return [*_stratified(kept, groups), *_stratified(shown, groups)], skipped
+
+
+def _by_type(
+    source: Source, groups: Iterable[str]
+) -> tuple[dict[str, list[Key]], list[dict[str, str]]]:
+    """The keys of each edit type in `groups`, with unique ids, and the rows of unknown types."""
+    by_type: dict[str, list[Key]] = {name: [] for g in groups for name in types_of(g)}
+    skipped: list[dict[str, str]] = []
+    names: set[tuple[str, str]] = set()
+    for key in sorted(source.keys(by_type), key=lambda k: (k.id, k.at)):
+        if key.known_type is None:
+            skipped.append(_skip(key, f"unknown edit type {key.type!r}"))
+        elif key.known_type in by_type:
+            # One image may have several edits of a type.
+            name, number = key.id, 1
+            while (key.known_type, name) in names:
+                number += 1
+                name = f"{key.id}-{number}"
+            names.add((key.known_type, name))
+            by_type[key.known_type].append(replace(key, id=name))
+    return by_type, skipped
 
 
 def _images(row: Row, visual: bool) -> list[bytes | None]:

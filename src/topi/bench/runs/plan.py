@@ -74,8 +74,8 @@ def plan(
             raise ToPiError(f"--{option} {value} must be at least 1.")
     if gpu is not None and not re.fullmatch(GPU_TYPE, gpu):
         raise ToPiError(
-            f"--gpu {gpu} is no type of GPU: give the TYPE of your cluster's gpu:TYPE:1, which "
-            "`sinfo -o %G` lists, or none for cores."
+            f"--gpu {gpu} is not a valid type of GPU: give the TYPE of your cluster's "
+            "gpu:TYPE:1, which `sinfo -o %G` lists, or none for cores."
         )
     from topi.bench.runs.assemble import build_method, check  # loads torch
     from topi.bench.runs.identify import label_of
