@@ -122,6 +122,11 @@ def test_markdown_has_words_and_code_and_nothing_else():
     assert escape.markdown(own) == own
 
 
+def test_negative_numbers_and_percentages_are_no_formulas():
+    frame = pd.DataFrame({"share": ["-41.5%", "+3", "-2e5", "-a", "=1%"]})
+    assert escape.csv(frame).splitlines()[1:] == ["-41.5%", "+3", "-2e5", "'-a", "'=1%"]
+
+
 def test_a_spreadsheet_finds_no_formula():
     texts = [text for text in nasty() if not re.fullmatch(r"\s*", text)]
     frame = pd.DataFrame({"=head": pd.Series(texts, dtype=object), "n": -1.5, "text": "-2.5"})

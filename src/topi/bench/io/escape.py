@@ -22,7 +22,7 @@ _UNPRINTABLE = re.compile(
 """Control characters but for tab and line feed; what turns the direction of text; surrogates."""
 _SPACES = re.compile(r"\s*[\t\n]\s*")
 _FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]|[\t\r\n]")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?%?", re.IGNORECASE)
 _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pandas as pd
+from pydantic import NonNegativeInt
 from typing_extensions import TypedDict
 
 from topi.bench.report.paper.printed_values import EXPERIMENTS, paper_values
@@ -23,12 +24,12 @@ ARCHITECTURES = {"Flux Joint": 4, "Flux Single": 4, "Qwen-Image-Edit": 6}
 class LayerFlops:
     """FLOPs of one layer by component."""
 
-    attention: schema.AtLeastZero
-    image: schema.AtLeastZero
-    text: schema.AtLeastZero
+    attention: NonNegativeInt
+    image: NonNegativeInt
+    text: NonNegativeInt
 
     @property
-    def total(self) -> float:
+    def total(self) -> int:
         """Of the components."""
         return self.attention + self.image + self.text
 
