@@ -82,7 +82,7 @@ def test_what_needs_other_cells_is_folded(page):
     tables = html[html.index('<section id="tables"') :]
     shown, _, folded = tables.partition("<summary>Tables and figures that need other cells")
     assert ">missing<" not in shown and "Table 6. FLOPs" in shown
-    assert "Figure 5. ToMeSD, ToMA and ToPi: its cells" in folded
+    assert "Figure 5. ToMeSD, ToMA and ToPi: the store lacks" in folded
 
 
 def test_filters_find_what_they_filter(page):
