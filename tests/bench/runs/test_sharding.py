@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -142,6 +143,28 @@ def test_killed_while_its_shard_was_taken_in(tmp_path, calm, edits, monkeypatch,
         compute.run(config)
     assert_put_together(only_cell(tmp_path), calm)
     assert len(edits) == 4  # what was there is not computed again
+
+
+def test_killed_while_a_shard_that_was_taken_in_is_removed(tmp_path, calm, monkeypatch):
+    """What is left of it is no damage of the cell."""
+    real = shutil.rmtree
+
+    def killed(folder, *arguments, **options):
+        (folder / "manifest.json").unlink()
+        raise KeyboardInterrupt
+
+    first, second = shards_of(tmp_path, 2)
+    compute.run(first)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            compute.run(second)
+    assert shutil.rmtree is real
+    compute.run(second)
+    cell = only_cell(tmp_path)
+    assert_put_together(cell, calm)
+    assert not (cell.path / "quarantine").exists()
+    assert not (tmp_path / "shards").exists()
 
 
 def test_one_process_takes_in_what_shards_left(tmp_path, calm, edits):

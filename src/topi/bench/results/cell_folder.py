@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 PROVENANCE = ("git", "code", "lock", "versions", "device", "job")
 """Fields of a manifest that say where a result comes from."""
+TAKEN = ".taken"
+"""Ends the name of a shard that its cell has taken in, until it is removed."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ class Cell:
 
     def shards(self) -> list["Cell"]:
         """The shards that are not taken in yet."""
-        folders = sorted(self._shards.glob("*"))
+        folders = sorted(self._shards.glob("[!.]*"))
         return [Cell(path) for path in folders if path.is_dir() and not path.is_symlink()]
 
     @property
@@ -286,7 +288,10 @@ class Cell:
                     self._take_in(part, known, mixed)
                 if (damaged := part.path / QUARANTINE).is_dir():
                     damaged.replace(new_quarantine(self.path) / part.key)
-                shutil.rmtree(part.path)
+                # in one step: without its manifest, what is left would be taken for damage
+                part.path.replace(part.path.with_name(f".{part.key}{TAKEN}"))
+        for taken in self._shards.glob(f".*{TAKEN}"):
+            shutil.rmtree(taken)
         with suppress(OSError):  # some are still there, of this cell or of others
             self._shards.rmdir()
             self._shards.parent.rmdir()
