@@ -150,7 +150,7 @@ def paper_root(paper_module, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def paper_report(paper_root, tmp_path_factory):
     """The page of that store, and the artefacts of the paper as `build_paper` returned them."""
-    from topi.bench.report import page
+    from topi.bench.report.page import page
 
     papers, build_paper = [], page.build_paper
     with pytest.MonkeyPatch.context() as patch:

@@ -221,7 +221,9 @@ def test_scripts_write_both_formats(number, run, tmp_path, monkeypatch, capsys):
     shutil.copytree(run.path, store / "probe" / run.key)
     script = ROOT / "figures" / f"fig{number}.py"
     monkeypatch.setattr(sys, "argv", ["x", "--store", str(store), "--out", str(tmp_path / "out")])
-    runpy.run_path(str(script), run_name="__main__")
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(script), run_name="__main__")
+    assert not end.value.code
     written = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
     assert written == {f"fig{number}_kontext_standin.{e}" for e in ("pdf", "png")}
     assert capsys.readouterr().out.strip().endswith(f"fig{number}_kontext_standin.png")

@@ -112,7 +112,7 @@ def test_a_store_without_pictures_says_so(tmp_path, write_cell):
     for name in ("fig5", "fig7", "fig9", "fig11"):
         assert f"experiment={name}`." in said
     assert "This store has no model in place of Qwen-Image-Edit." in said
-    assert "run `topi probe`" in said
+    assert "Run `topi probe`" in said
     assert not {figure.name for figure in paper.figures} & {"fig5", "fig7", "fig9", "fig11"}
 
 
