@@ -201,6 +201,16 @@ def test_missing_weights_are_one_sentence(run, monkeypatch):
     assert "Traceback" not in error
 
 
+def test_an_export_is_refused_and_nothing_is_written_there(run, tmp_path):
+    export = tmp_path / "export"
+    export.mkdir()
+    (export / "manifests.parquet").touch()
+    code, _, error = run(*SMOKE, f"store={export}")
+    assert code == 1
+    assert "is an export, which is read-only" in told(error)
+    assert [path.name for path in export.iterdir()] == ["manifests.parquet"]
+
+
 def test_an_unwritable_store_is_one_sentence(run, tmp_path):
     (tmp_path / "file").touch()
     code, _, error = run(*SMOKE, "store=file/results")

@@ -19,6 +19,7 @@ from topi.bench.config.schema import ConfigError, check_axes, conf_folder, read_
 from topi.bench.io.escape import say
 from topi.bench.io.signals import stoppable
 from topi.bench.io.streams import plain_streams
+from topi.bench.results.links import check_writable, guard
 from topi.errors import ToPiError
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,9 @@ def launch(arguments: Sequence[str] | None = None) -> int:
     """
 
     def main() -> None:
+        for word in sys.argv[1:]:  # before Hydra makes its folder of logs there
+            if word.startswith("store="):
+                check_writable(guard(word.removeprefix("store=")))
         folder = str(conf_folder())
         hydra.main(version_base="1.3", config_path=folder, config_name="config")(run_point)()
 
