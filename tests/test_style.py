@@ -201,3 +201,11 @@ def test_every_direct_dependency_is_pinned_to_what_the_lock_has():
 def test_every_module_says_what_it_is_for():
     for path in SOURCE.rglob("*.py"):
         assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_no_docstring_is_a_question():
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            text = ast.get_docstring(node) if isinstance(node, documented) else None
+            assert not (text or "").split("\n")[0].endswith("?"), f"{path}: {text}"

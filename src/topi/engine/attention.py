@@ -40,7 +40,7 @@ def scored_by(kernel: str) -> Iterator[None]:
 
 
 def is_stock(query: Tensor, key: Tensor, value: Tensor, options: Mapping[str, Any]) -> bool:
-    """Would `dispatch_attention_fn` just call `F.scaled_dot_product_attention`, if without a mask?
+    """True if `dispatch_attention_fn` just calls `F.scaled_dot_product_attention` without a mask.
 
     Args:
         options: of `dispatch_attention_fn`, beside the tensors.

@@ -66,7 +66,7 @@ class CallRecord:
 
     @property
     def skipped(self) -> bool:
-        """Did a part of the layers not run?"""
+        """True if a part of the layers did not run."""
         return self.skipped_from is not None
 
     @property

@@ -28,11 +28,11 @@ class PipelineCall:
     thread: int
 
     def is_same(self, other: "PipelineCall | None") -> bool:
-        """Are both one run?"""
+        """True if both are one run."""
         return other is not None and other.frame is self.frame
 
     def is_running(self) -> bool:
-        """Has it neither returned nor raised yet?"""
+        """True if it has neither returned nor raised yet."""
         innermost = sys._current_frames().get(self.thread)
         return any(frame is self.frame for frame in _outwards(innermost))
 

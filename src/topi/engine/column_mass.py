@@ -40,7 +40,7 @@ def attended(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]
 
 
 def fits(query: Tensor) -> bool:
-    """Do flash kernels take heads like those of `query` [..., D], and with the extra columns?"""
+    """True if flash kernels take heads as in `query` [..., D], also with the extra columns."""
     if query.device.type != "cuda":
         return True
     wide = query.new_empty(1, 1, 1, query.shape[-1] + EXTRA)

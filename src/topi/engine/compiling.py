@@ -118,7 +118,7 @@ def _forwards(module: nn.Module) -> list[Callable[..., Any]]:
 
 
 def _is_compiled(forward: Callable[..., Any]) -> bool:
-    """Is it what `torch.compile` made of a function?
+    """True if it is what `torch.compile` made of a function.
 
     The wrappers of diffusers' and accelerate's hooks copy the attributes of what is inside them,
     and `torch.compiler.disable` leaves the same mark.

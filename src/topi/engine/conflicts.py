@@ -38,7 +38,7 @@ def refuse_what_cannot_work(adapter: Adapter, trim_last: bool) -> None:
 
 
 def offloaded_by_group(transformer: nn.Module) -> bool:
-    """Does diffusers' group offloading move its weights?"""
+    """True if diffusers' group offloading moves its weights."""
     registries = (getattr(part, "_diffusers_hook", None) for part in transformer.modules())
     return any(each is not None and each.get_hook("group_offloading") for each in registries)
 

@@ -264,7 +264,7 @@ class Layers:
         return *extended(key, value, mask, stored), None
 
     def looks_inside(self) -> bool:
-        """Must the running block be run uncompiled, for a method to see or change what is in it?"""
+        """True if the running block runs uncompiled, as a method sees or changes what is in it."""
         watches = self.watcher is not None and self.watcher.watches(
             self.state.call, self.state.layer
         )
@@ -273,7 +273,7 @@ class Layers:
         return own_rows or self.merger is not None or self.state.awaited
 
     def trims(self, states: Tensor) -> bool:
-        """Does the running layer compute its targets only, its image-stream input [B, N, D] given?
+        """True if the running layer, whose image stream is [B, N, D], computes its targets only.
 
         Of the last layer nothing else is read.
         """

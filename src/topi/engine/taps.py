@@ -41,7 +41,7 @@ def tapped(processor: Any) -> Iterator[None]:
 
 
 def is_tapped(processor: Any) -> bool:
-    """Is it of a class made by `tapped_class`?"""
+    """True if it is of a class made by `tapped_class`."""
     return "stock" in vars(type(processor))
 
 

@@ -119,14 +119,14 @@ class StepTracker:
     def _is_another(
         self, known: bool, signature: Any, schedule: Any, caller: PipelineCall | None
     ) -> bool:
-        """Do the objects alone show that this is not the pipeline call of the call before?"""
+        """True if the objects alone show that this is another pipeline call than the one before."""
         if caller is not self.caller or signature != self._signature:
             return True
         elsewhere = schedule is not self._schedule or get_ident() != self._thread
         return elsewhere and not known and caller is None
 
     def _begins(self, timestep: float, known: bool, references: Tensor | None) -> bool:
-        """Is a call that opens a step also the first of a pipeline call?"""
+        """True if a call that opens a step is also the first of a pipeline call."""
         if self._timestep is None or timestep > self._timestep:
             return True
         # The previous loop ended after its first step (an exception). Low precision can also round

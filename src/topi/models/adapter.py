@@ -90,12 +90,12 @@ class MergePoints:
 
     @property
     def joint(self) -> bool:
-        """Do attention and MLP get the text rows too?"""
+        """True if attention and MLP get the text rows too."""
         return self.norm is not None or self.fused
 
     @property
     def fused(self) -> bool:
-        """Are attention and MLP one module?"""
+        """True if attention and MLP are one module."""
         return self.mlp is None
 
     @property

@@ -166,6 +166,6 @@ def _grid(rows: Tensor, columns: Tensor) -> Grid:
 
 
 def _rises_by_one(positions: Tensor) -> bool:
-    """Is each of the positions [n] one more than the last, up to the rounding of bf16?"""
+    """True if each of the positions [n] is one more than the last, up to the rounding of bf16."""
     off = positions - positions[0] - torch.arange(len(positions))
     return bool((off.abs() <= 2 * (positions.abs().max() // 256)).all())

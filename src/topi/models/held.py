@@ -32,7 +32,7 @@ def held(things: Iterable[Any], refusal: str) -> Iterator[None]:
 
 
 def is_held(thing: Any) -> bool:
-    """Is it held by anybody?"""
+    """True if somebody holds it."""
     return id(thing) in _held
 
 

@@ -132,7 +132,7 @@ def _check_parquet(found: Findings, source: ParquetFiles, everything: bool) -> N
 
 
 def _missing_shards(files: list[str]) -> Iterator[tuple[str, str]]:
-    """Files are named <split>-00003-of-00012.parquet (and maybe a hash): are all twelve there?"""
+    """Name the missing files of a split whose files are <split>-00003-of-00012.parquet."""
     shards: dict[tuple[str, int], set[int]] = {}
     for file in files:
         if match := re.match(r"(.+)-(\d{5})-of-(\d{5})", Path(file).name):

@@ -1,4 +1,4 @@
-"""Were the results that are loaded computed on the samples that are drawn today?"""
+"""Refuse results that were computed on other samples than those that are drawn today."""
 
 from collections.abc import Mapping
 from functools import cache

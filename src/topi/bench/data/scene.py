@@ -58,7 +58,7 @@ def pick(rng: np.random.Generator, options: Iterable):
 
 
 def overlaps(x: float, y: float, size: float, things, share: float = 0.9) -> bool:
-    """Would a thing at (x, y) come nearer to one of `things` than `share` of touching?"""
+    """True if a thing at (x, y) came nearer to one of `things` than `share` of touching."""
     return any(max(abs(x - t.x), abs(y - t.y)) < (size + t.size) / 2 * share for t in things)
 
 

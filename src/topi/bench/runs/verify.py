@@ -40,7 +40,7 @@ class SampleCheck:
     scores: dict[str, tuple[float, float]]
 
     def same(self, tolerance: int = 0) -> bool:
-        """Are the pictures equal up to `tolerance`, and at 0 the scores exactly?"""
+        """True if the pictures are equal up to `tolerance`, and at 0 the scores exactly."""
         exact = all(before == now for before, now in self.scores.values())
         return max(self.pixels, self.full_pixels) <= tolerance and (exact or tolerance > 0)
 

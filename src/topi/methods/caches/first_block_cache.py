@@ -108,7 +108,7 @@ class FirstBlockCache(TemporalCache):
         return None
 
     def may_skip(self, call: Call, block: BlockInput, memory: FirstBlockMemory) -> bool:
-        """Do the first blocks add nearly the same?"""
+        """True if the first blocks add nearly the same."""
         memory.change = self._looked_at(block.states, call) - memory.first
         if memory.reference is None or call.step < self.warmup:
             return False

@@ -91,7 +91,7 @@ class MagCache(TemporalCache):
         return MagMemory()
 
     def may_skip(self, call: Call, block: BlockInput, memory: MagMemory) -> bool:
-        """Is the error that has come together small?"""
+        """True if the accumulated error is small."""
         if call.step < int(self.retention * call.n_steps + 0.5):
             return False
         ratios = self._fit["ratios"]

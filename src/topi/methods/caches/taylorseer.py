@@ -71,11 +71,11 @@ class TaylorSeer(TemporalCache):
         return TaylorMemory()
 
     def can_predict(self, memory: TaylorMemory) -> bool:
-        """Has there been a computed step?"""
+        """True if there has been a computed step."""
         return bool(memory.factors)
 
     def may_skip(self, call: Call, block: BlockInput, memory: TaylorMemory) -> bool:
-        """Is it neither warm-up nor the step of an interval that is computed?"""
+        """True if it is neither warm-up nor the computed step of an interval."""
         since = call.step - self.warmup
         return since >= 0 and (since - 1) % self.interval != 0
 

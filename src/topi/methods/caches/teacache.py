@@ -76,7 +76,7 @@ class TeaCache(TemporalCache):
         return TeaMemory()
 
     def may_skip(self, call: Call, block: BlockInput, memory: TeaMemory) -> bool:
-        """Is the accumulated change below the threshold?"""
+        """True if the accumulated change is below the threshold."""
         signal, call.record.probed = block.normed(), True
         if memory.signal is not None:
             change = relative_change(signal, memory.signal)

@@ -63,12 +63,12 @@ class ToPiCover(ToPi):
 
     @property
     def covers(self) -> bool:
-        """Is the choice by coverage, or ToPi's own?"""
+        """True if the choice is by coverage; else it is ToPi's own."""
         return True
 
     @property
     def draws(self) -> bool:
-        """Does it choose between anchors, on the host?"""
+        """True if it chooses between anchors, on the host."""
         return self.covers
 
     def reset(self) -> None:

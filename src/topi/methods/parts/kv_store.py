@@ -134,7 +134,7 @@ class KVReuse(AnchorSchedule, ReusesKeys):
         return every(call.layout.n_reference)
 
     def fills_store(self, call: Call) -> bool:
-        """Does the call compute what is to be stored?"""
+        """True if the call computes what is to be stored."""
         return call.record.anchor
 
     def watches(self, call: Call, layer: int) -> bool:

@@ -64,7 +64,7 @@ class AnchorSchedule(Method):
         return since >= 0 and since % self.update_every == 0
 
     def anchors(self, call: Call) -> bool:
-        """Is the call one of an anchor?"""
+        """True if the call is one of an anchor."""
         return self.is_anchor(call.turn)
 
     def begin(self, call: Call) -> None:
@@ -72,5 +72,5 @@ class AnchorSchedule(Method):
         call.record.anchor = self.anchors(call)
 
     def runs_in_full(self, call: Call) -> bool:
-        """Is everything computed: up to the first anchor, and on anchors?"""
+        """True if everything is computed: before the first anchor, and on anchors."""
         return call.turn < self.first_anchor or call.record.anchor

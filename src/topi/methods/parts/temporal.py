@@ -85,7 +85,7 @@ class TemporalCache(Method, SkipsLayers):
         check_one_of("schedule", self.schedule, SCHEDULES)
 
     def check_beside(self, method: Method) -> None:
-        """Can it be stacked with a method?
+        """Refuse a method that it cannot be stacked with.
 
         Raises:
             ToPiError: it cannot, as it is set.
@@ -154,7 +154,7 @@ class TemporalCache(Method, SkipsLayers):
         return Memory()
 
     def can_predict(self, memory: Memory) -> bool:
-        """Is there anything to predict from?"""
+        """True if there is anything to predict from."""
         return memory.residual is not None
 
     @abstractmethod

@@ -311,11 +311,11 @@ class SDTM(Method, MergesTokens, WeighsText):
             )
 
     def in_structure_stage(self, step: int, n_steps: int) -> bool:
-        """Is the step of the structure stage?"""
+        """True if the step is of the structure stage."""
         return step <= self.structure * n_steps and self.structure > 0
 
     def protected(self, step: int) -> bool:
-        """Does the step run in full?"""
+        """True if the step runs in full."""
         return self.protect_every > 0 and step % self.protect_every == 0
 
     def merge(self, call: Call, layer: int, states: Tensor) -> Merge | None:
